@@ -1,0 +1,171 @@
+"""The layers of the language model: two kinds of mixer, the MLP, the residual block."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from infinitevl import ops
+from infinitevl.model.rope import rotate
+from infinitevl.model.state import AttentionState, DeltaState
+
+
+@dataclass
+class Chunk:
+    """What all layers share about the tokens of one forward pass.
+
+    cos, sin: [B, T, 1, head_dim / 2]; lengths: [B] real tokens a row (None: all T); seq_idx: [B, T] packed
+    sequences; count: [B] tokens that the state has seen before this chunk (None without a state).
+    """
+
+    cos: Tensor
+    sin: Tensor
+    lengths: Tensor | None
+    seq_idx: Tensor | None
+    count: Tensor | None
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool = False):
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Attention(nn.Module):
+    """Softmax attention with rotary positions, over a window or over everything."""
+
+    def __init__(self, config: Any, kind: str):
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.window = config.sliding_window if kind == "sliding_attention" else None
+        self.sinks = config.attention_sinks if kind == "sliding_attention" else 0
+        inner, kv = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=True)
+        self.k_proj = nn.Linear(config.hidden_size, kv, bias=True)
+        self.v_proj = nn.Linear(config.hidden_size, kv, bias=True)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, chunk: Chunk, state: AttentionState | None) -> Tensor:
+        """x: [B, T, hidden]. Reads the ring, then writes the chunk into it."""
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(q, chunk.cos, chunk.sin), rotate(k, chunk.cos, chunk.sin)
+        ring = (state.keys, state.values, chunk.count) if state is not None else (None, None, None)
+        o = ops.window_attention(
+            q, k, v, *ring, window=self.window, sinks=self.sinks, lengths=chunk.lengths, seq_idx=chunk.seq_idx
+        )
+        if state is not None and chunk.count is not None:
+            ops.write_ring(
+                state.keys, state.values, k, v, chunk.count, sinks=self.sinks, lengths=chunk.lengths
+            )
+        return self.o_proj(o.flatten(2))
+
+
+class ShortConvolution(nn.Conv1d):
+    """The weights [channels, 1, width] of a causal depthwise convolution with SiLU."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__(channels, channels, width, groups=channels, bias=False)
+
+    def forward(self, x: Tensor, tail: Tensor | None, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """x: [B, T, channels]; tail: [B, width - 1, channels]. Returns y and the new tail."""
+        return ops.short_convolution(
+            x, self.weight[:, 0], tail, lengths=chunk.lengths, seq_idx=chunk.seq_idx
+        )
+
+
+class GatedDeltaNet(nn.Module):
+    """Gated DeltaNet (arXiv 2412.06464): a memory S [K, V] per head, decayed and corrected by every token."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        hidden, heads = config.hidden_size, config.num_linear_heads
+        self.heads, self.key_dim, self.value_dim = heads, config.linear_head_dim, config.linear_value_dim
+        self.norm_eps = config.norm_eps
+        keys, values = heads * self.key_dim, heads * self.value_dim
+        self.A_log = nn.Parameter(torch.zeros(heads))
+        self.dt_bias = nn.Parameter(torch.zeros(heads))
+        self.q_proj = nn.Linear(hidden, keys, bias=False)
+        self.k_proj = nn.Linear(hidden, keys, bias=False)
+        self.v_proj = nn.Linear(hidden, values, bias=False)
+        self.a_proj = nn.Linear(hidden, heads, bias=False)
+        self.b_proj = nn.Linear(hidden, heads, bias=False)
+        self.g_proj = nn.Linear(hidden, values, bias=False)
+        self.q_conv1d = ShortConvolution(keys, config.conv_size)
+        self.k_conv1d = ShortConvolution(keys, config.conv_size)
+        self.v_conv1d = ShortConvolution(values, config.conv_size)
+        self.o_norm = RMSNorm(self.value_dim, config.norm_eps)
+        self.o_proj = nn.Linear(values, hidden, bias=False)
+
+    def forward(self, x: Tensor, chunk: Chunk, state: DeltaState | None) -> Tensor:
+        """x: [B, T, hidden]. Reads the memory, then leaves the new one in its place."""
+        (q, k, v), tails = self._convolved(x, chunk, None if state is None else _readable(state.tail))
+        initial = None if state is None else _readable(state.memory)
+        o, memory = ops.gated_delta_rule(
+            q.unflatten(-1, (self.heads, self.key_dim)),
+            k.unflatten(-1, (self.heads, self.key_dim)),
+            v.unflatten(-1, (self.heads, self.value_dim)),
+            *self._gates(x),
+            initial,
+            lengths=chunk.lengths,
+            seq_idx=chunk.seq_idx,
+        )
+        if state is not None:
+            state.memory.copy_(memory.detach())
+            state.tail.copy_(torch.cat(tails, dim=-1).detach())
+        gate = self.g_proj(x).unflatten(-1, (self.heads, self.value_dim))
+        return self.o_proj(ops.gated_rms_norm(o, gate, self.o_norm.weight, self.norm_eps).flatten(2))
+
+    def _convolved(self, x: Tensor, chunk: Chunk, tail: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+        """q, k, v after their convolutions, and the new tails of the three."""
+        convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
+        widths = [convolution.in_channels for convolution in convolutions]
+        tails = (None, None, None) if tail is None else tail.split(widths, dim=-1)
+        inputs = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        pairs = [c(y, t, chunk) for c, y, t in zip(convolutions, inputs, tails, strict=True)]
+        return [y for y, _ in pairs], [t for _, t in pairs]
+
+    def _gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log decay g and write strength beta [B, T, heads], in float32 (float64 for a float64 model)."""
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        dt = F.softplus(self.a_proj(x).to(wide) + self.dt_bias.to(wide))
+        return -self.A_log.to(wide).exp() * dt, self.b_proj(x).to(wide).sigmoid()
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    """A state tensor as an input: a copy where autograd keeps it, because the state is then written in place."""
+    return tensor.clone() if torch.is_grad_enabled() else tensor
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """x += mixer(norm(x)); x += mlp(norm(x))."""
+
+    def __init__(self, config: Any, kind: str):
+        super().__init__()
+        self.self_attn = GatedDeltaNet(config) if kind == "linear_attention" else Attention(config, kind)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, chunk: Chunk, state: Any = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), chunk, state)
+        return x + self.mlp(self.post_attention_layernorm(x))

@@ -1,0 +1,273 @@
+"""The state of a batch of streams: everything the model remembers, of constant size, changed in place.
+
+| part | per | shape | dtype |
+| GDN memory | linear_attention layer | [B, heads, K, V] | float32 (float64 for a float64 model) |
+| convolution tail | linear_attention layer | [B, 3, heads (2 K + V)] | model's |
+| ring of keys, of values | sliding_attention layer | [B, kv heads, sinks + window, head dim] | model's |
+| position, run, base, count | stream | [B] | int64 |
+
+A full_attention layer keeps every token instead of a ring, so its part grows, by doubling.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from infinitevl.errors import InfiniteVLError
+from infinitevl.model.configuration import InfiniteVLTextConfig
+
+FORMAT, VERSION = "infinitevl-state", 1
+FIRST_CAPACITY = 256  # tokens that a full_attention layer has room for at first
+SIGNATURE = (
+    "layer_types", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "num_linear_heads",
+    "linear_head_dim", "expand_v", "conv_size", "sliding_window", "attention_sinks", "rope_parameters",
+)  # fmt: skip
+
+
+@dataclass
+class AttentionState:
+    """keys, values: [B, kv heads, slots, head dim], as ops.write_ring fills them. `grows`: a slot per token."""
+
+    keys: Tensor
+    values: Tensor
+    grows: bool = False
+
+
+@dataclass
+class DeltaState:
+    """memory: [B, heads, K, V]; tail: [B, conv_size - 1, heads (2 K + V)], the last inputs of q, k and v."""
+
+    memory: Tensor
+    tail: Tensor
+
+
+class State:
+    """What a batch of B streams remembers. Allocate with `model.allocate_state(B)`.
+
+    layers: an AttentionState or a DeltaState per layer.
+    count: [B] tokens so far. position: [B] position of the next text token. run: [B] text tokens since the last
+    image or video. base: [B] position at which the open video began (kept for a stream of frames).
+    """
+
+    COUNTERS = ("count", "position", "run", "base")
+
+    def __init__(
+        self, config: InfiniteVLTextConfig, batch_size: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.config = config
+        self.bound = 0  # no row holds more tokens than this; on the host, so that growing needs no device
+        with torch.inference_mode(False), torch.no_grad():
+            self.layers = [_allocate(config, kind, batch_size, device, dtype) for kind in config.layer_types or []]
+            self.count, self.position, self.run, self.base = (
+                torch.zeros(batch_size, dtype=torch.int64, device=device) for _ in self.COUNTERS
+            )
+
+    @property
+    def batch_size(self) -> int:
+        return self.count.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def get_seq_length(self) -> int:
+        """Tokens of the longest row (the cache interface that `generate` asks for)."""
+        return int(self.count.max())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, in a fixed order."""
+        named = {name: getattr(self, name) for name in self.COUNTERS}
+        for i, layer in enumerate(self.layers):
+            named |= {f"layers.{i}.{name}": tensor for name, tensor in _layer_tensors(layer)}
+        return named
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` more tokens a row. Only full_attention layers ever need it."""
+        self.bound += tokens
+        for layer in self.layers:
+            if isinstance(layer, AttentionState) and layer.grows:
+                layer.keys, layer.values = _grown(layer.keys, self.bound), _grown(layer.values, self.bound)
+
+    def advance(self, positions: Tensor, vision: Tensor, lengths: Tensor | None) -> None:
+        """Count a chunk in. positions: [3, B, T]; vision: [B, T] True at image and video tokens; lengths: [B]."""
+        steps = torch.arange(vision.shape[1], device=vision.device)
+        added = torch.full_like(self.count, vision.shape[1]) if lengths is None else lengths
+        valid = steps < added[:, None]
+        largest = positions.amax(0).masked_fill(~valid, -1).amax(1)
+        last_vision = torch.where(vision & valid, steps, -1).amax(1)
+        self.run.copy_(torch.where(last_vision < 0, self.run, -1 - last_vision) + added)
+        self.position.copy_(torch.maximum(self.position, largest + 1))
+        self.count.add_(added)
+
+    def open_video(self) -> None:
+        """Begin a video here: `base` becomes the position of its first frame."""
+        self.base.copy_(self.position + self.run)
+
+    def fork(self) -> "State":
+        """An independent copy."""
+        branch = State.__new__(State)
+        branch.config, branch.bound = self.config, self.bound
+        with torch.inference_mode(False), torch.no_grad():
+            branch.layers = [_cloned(layer) for layer in self.layers]
+            for name in self.COUNTERS:
+                setattr(branch, name, getattr(self, name).clone())
+        return branch
+
+    def copy_(self, other: "State") -> "State":
+        """Become a copy of `other`, in place. Raises ValueError where shapes differ."""
+        self.bound = other.bound
+        self.reserve(0)
+        mine, theirs = self.tensors(), other.tensors()
+        for name, tensor in mine.items():
+            source = theirs.get(name)
+            if source is None or not _fits(tensor, source, name, self.layers):
+                raise ValueError(f"states differ in {name}: they belong to different models or batch sizes")
+            _prefix(tensor, source).copy_(source)
+        return self
+
+    def reset(self, mask: Tensor | None = None) -> "State":
+        """Forget everything, in place. mask: [B] bool, the rows to reset (None: all)."""
+        for tensor in self.tensors().values():
+            if mask is None:
+                tensor.zero_()
+            else:
+                tensor.masked_fill_(mask.view(-1, *[1] * (tensor.dim() - 1)), 0)
+        self.bound = 0 if mask is None else self.bound
+        return self
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row b becomes row beam_idx[b], in place (the cache interface that beam search asks for)."""
+        for tensor in self.tensors().values():
+            tensor.copy_(tensor.index_select(0, beam_idx))
+
+    def save(self, path: str | os.PathLike, extra: dict[str, str] | None = None) -> None:
+        """Write a safetensors file, atomically. `extra` comes back from `load`."""
+        signature = json.dumps({name: getattr(self.config, name) for name in SIGNATURE})
+        metadata = {
+            **(extra or {}), "format": FORMAT, "version": str(VERSION), "model": signature, "bound": str(self.bound)
+        }  # fmt: skip
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
+        partial = Path(f"{path}.{os.getpid()}.partial")
+        try:
+            save_file(tensors, partial, metadata)
+            os.replace(partial, path)
+        except OSError as error:
+            raise InfiniteVLError(f"cannot write {path}: {error.strerror or error}") from None
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def load(self, path: str | os.PathLike) -> dict[str, str]:
+        """Become what `save` wrote, in place, and return its `extra`.
+
+        Raises InfiniteVLError, one line, for a file that is missing, damaged, of another version, another model
+        or another batch size or dtype. The state is unchanged then.
+        """
+        metadata, tensors = _read(path, self.count.device)
+        _check_model(path, metadata, self.config)
+        previous, self.bound = self.bound, int(metadata.get("bound", 0))
+        self.reserve(0)
+        mine = self.tensors()
+        for name, tensor in mine.items():
+            found = tensors.get(name)
+            if found is None or found.dtype != tensor.dtype or not _fits(tensor, found, name, self.layers):
+                self.bound = previous
+                raise InfiniteVLError(_mismatch(path, name, tensor, found))
+        for name, tensor in mine.items():
+            _prefix(tensor, tensors[name]).copy_(tensors[name])
+        return {key: value for key, value in metadata.items() if key not in ("format", "version", "model", "bound")}
+
+
+def _allocate(
+    config: Any, kind: str, batch: int, device: torch.device, dtype: torch.dtype
+) -> AttentionState | DeltaState:
+    if kind == "linear_attention":
+        heads, key, value = config.num_linear_heads, config.linear_head_dim, config.linear_value_dim
+        memory_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        return DeltaState(
+            memory=torch.zeros(batch, heads, key, value, dtype=memory_dtype, device=device),
+            tail=torch.zeros(batch, config.conv_size - 1, heads * (2 * key + value), dtype=dtype, device=device),
+        )
+    grows = kind == "full_attention"
+    slots = FIRST_CAPACITY if grows else config.attention_sinks + config.sliding_window
+    shape = (batch, config.num_key_value_heads, slots, config.head_dim)
+    keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+    return AttentionState(keys, values, grows)
+
+
+def _layer_tensors(layer: AttentionState | DeltaState) -> Iterator[tuple[str, Tensor]]:
+    for field in fields(layer):
+        if isinstance(tensor := getattr(layer, field.name), Tensor):
+            yield field.name, tensor
+
+
+def _cloned(layer: AttentionState | DeltaState) -> AttentionState | DeltaState:
+    tensors = {name: tensor.clone() for name, tensor in _layer_tensors(layer)}
+    return AttentionState(**tensors, grows=layer.grows) if isinstance(layer, AttentionState) else DeltaState(**tensors)
+
+
+def _grown(x: Tensor, slots: int) -> Tensor:
+    """Room for at least `slots` along dim 2, doubling."""
+    room = x.shape[2]
+    while room < slots:
+        room *= 2
+    if room == x.shape[2]:
+        return x
+    with torch.inference_mode(False), torch.no_grad():
+        wider = x.new_zeros(*x.shape[:2], room, x.shape[3])
+        wider[:, :, : x.shape[2]] = x
+    return wider
+
+
+def _fits(mine: Tensor, theirs: Tensor, name: str, layers: list) -> bool:
+    """Equal shapes; of a layer that grows, theirs may have fewer slots."""
+    if mine.shape == theirs.shape:
+        return True
+    layer = layers[int(name.split(".")[1])] if name.startswith("layers.") else None
+    same = mine.dim() == theirs.dim() and all(m == t for i, (m, t) in enumerate(zip(mine.shape, theirs.shape)) if i != 2)
+    return isinstance(layer, AttentionState) and layer.grows and same and theirs.shape[2] <= mine.shape[2]
+
+
+def _prefix(mine: Tensor, theirs: Tensor) -> Tensor:
+    return mine if mine.shape == theirs.shape else mine[:, :, : theirs.shape[2]]
+
+
+def _read(path: str | os.PathLike, device: torch.device) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise InfiniteVLError(f"no such state file: {path}") from None
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InfiniteVLError(f"{path} is not a state file, or is damaged: {reason}") from None
+
+
+def _check_model(path: str | os.PathLike, metadata: dict[str, str], config: InfiniteVLTextConfig) -> None:
+    if metadata.get("format") != FORMAT:
+        raise InfiniteVLError(f"{path} is a safetensors file, but not a saved state")
+    if metadata.get("version") != str(VERSION):
+        raise InfiniteVLError(f"{path} is a state of version {metadata.get('version')}; this is version {VERSION}")
+    saved = json.loads(metadata.get("model", "{}"))
+    for name in SIGNATURE:
+        if saved.get(name) != getattr(config, name):
+            raise InfiniteVLError(
+                f"{path} belongs to another model: its {name} is {saved.get(name)}, here {getattr(config, name)}"
+            )
+
+
+def _mismatch(path: str | os.PathLike, name: str, mine: Tensor, found: Tensor | None) -> str:
+    if found is None:
+        return f"{path} lacks {name}"
+    if found.dtype != mine.dtype:
+        return f"{path} holds {name} as {found.dtype}, the model here needs {mine.dtype}"
+    return f"{path} holds {name} of shape {list(found.shape)}, the state here has {list(mine.shape)}"

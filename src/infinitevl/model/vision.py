@@ -1,0 +1,197 @@
+"""Qwen2.5-VL's vision encoder. What depends on the grid is planned once per size; the forward pass is tensors only."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from infinitevl.model.configuration import InfiniteVLVisionConfig
+from infinitevl.model.layers import MLP, RMSNorm
+from infinitevl.model.rope import rotate
+
+Grid = tuple[tuple[int, int, int], ...]  # (temporal, height, width) in patches, per image or video
+EPS, THETA = 1e-6, 10000.0
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Groups of neighbouring patches that attend to each other, padded to one size L.
+
+    gather: [groups, L] patch of every place; scatter: [patches] place of every patch; mask: [groups, 1, 1, L] True
+    at real patches. All None when the groups have the same size and a view serves.
+    """
+
+    groups: int
+    gather: Tensor | None
+    scatter: Tensor | None
+    mask: Tensor | None
+
+    def split(self, x: Tensor) -> Tensor:
+        """[patches, ...] -> [groups, L, ...]"""
+        return x.unflatten(0, (self.groups, -1)) if self.gather is None else x[self.gather]
+
+    def join(self, x: Tensor) -> Tensor:
+        """[groups, L, ...] -> [patches, ...]"""
+        return x.flatten(0, 1) if self.scatter is None else x.flatten(0, 1)[self.scatter]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a grid that the forward pass needs, on its device.
+
+    order: [patches] patches by window; restore: [patches / 4] merged patches back to raster order;
+    cos, sin: [patches, 1, head_dim / 2] float64, by window; windows, frames: who attends to whom.
+    """
+
+    order: Tensor
+    restore: Tensor
+    cos: Tensor
+    sin: Tensor
+    windows: Partition
+    frames: Partition
+
+
+@lru_cache(maxsize=64)
+def plan(grid: Grid, window: int, merge: int, head_dim: int, device: torch.device) -> Plan:
+    """grid: patches; window: merged patches a side of an attention window; merge: patches a side of a merged one."""
+    with torch.inference_mode(False):
+        units, window_sizes = _window_order(grid, window, merge)
+        cells = merge * merge
+        order = (units[:, None] * cells + torch.arange(cells)).flatten()
+        angles = _angles(grid, merge, head_dim)[order][:, None]
+        frames = [h * w for t, h, w in grid for _ in range(t)]
+        return Plan(
+            order=order.to(device),
+            restore=torch.argsort(units).to(device),
+            cos=angles.cos().to(device),
+            sin=angles.sin().to(device),
+            windows=_partition([size * cells for size in window_sizes], device),
+            frames=_partition(frames, device),
+        )
+
+
+def _window_order(grid: Grid, window: int, merge: int) -> tuple[Tensor, list[int]]:
+    """Merged patches sorted by (image, frame, window), and the number of them in each window."""
+    orders, sizes, offset = [], [], 0
+    for t, h, w in grid:
+        h, w = h // merge, w // merge
+        rows, columns = torch.arange(h)[:, None] // window, torch.arange(w)[None] // window
+        owner = (rows * -(-w // window) + columns).flatten()
+        order, counts = torch.argsort(owner, stable=True), torch.bincount(owner).tolist()
+        for _ in range(t):
+            orders.append(order + offset)
+            sizes += counts
+            offset += h * w
+    return torch.cat(orders), sizes
+
+
+def _angles(grid: Grid, merge: int, head_dim: int) -> Tensor:
+    """[patches, head_dim / 2] float64 rotary angles, patches in merge-block order: half by row, half by column."""
+    frequency = (1.0 / THETA ** (torch.arange(0, head_dim // 2, 2, dtype=torch.float32) / (head_dim // 2))).double()
+    angles = []
+    for t, h, w in grid:
+        rows, columns = torch.arange(h)[:, None].expand(h, w), torch.arange(w)[None].expand(h, w)
+        blocks = (x.unflatten(0, (-1, merge)).unflatten(2, (-1, merge)).transpose(1, 2) for x in (rows, columns))
+        angle = torch.cat([block.flatten()[:, None] * frequency for block in blocks], dim=-1)
+        angles.append(angle.repeat(t, 1))
+    return torch.cat(angles)
+
+
+def _partition(sizes: list[int], device: torch.device) -> Partition:
+    if len(set(sizes)) == 1:
+        return Partition(len(sizes), None, None, None)
+    length = torch.tensor(sizes)
+    start, place = length.cumsum(0) - length, torch.arange(int(length.max()))
+    real = place < length[:, None]
+    gather = torch.where(real, start[:, None] + place, 0)
+    scatter = real.flatten().nonzero()[:, 0]
+    return Partition(len(sizes), gather.to(device), scatter.to(device), real[:, None, None].to(device))
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, config: InfiniteVLVisionConfig):
+        super().__init__()
+        self.heads = config.num_heads
+        self.qkv = nn.Linear(config.hidden_size, config.hidden_size * 3)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, partition: Partition) -> Tensor:
+        """x: [patches, hidden]; every patch attends to those of its group."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k, v = (partition.split(y).transpose(1, 2) for y in (q, k, v))
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=partition.mask)
+        return self.proj(partition.join(o.transpose(1, 2)).flatten(1))
+
+
+class VisionBlock(GradientCheckpointingLayer):
+    def __init__(self, config: InfiniteVLVisionConfig):
+        super().__init__()
+        self.norm1 = RMSNorm(config.hidden_size, EPS)
+        self.norm2 = RMSNorm(config.hidden_size, EPS)
+        self.attn = VisionAttention(config)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, bias=True)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, partition: Partition) -> Tensor:
+        x = x + self.attn(self.norm1(x), cos, sin, partition)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+    """A convolution whose stride is its kernel: a linear map of each patch."""
+
+    def __init__(self, config: InfiniteVLVisionConfig):
+        super().__init__()
+        kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
+        self.proj = nn.Conv3d(config.in_channels, config.hidden_size, kernel, kernel, bias=False)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[patches, channels * temporal * height * width] -> [patches, hidden]"""
+        weight = self.proj.weight
+        return F.linear(patches.to(weight.dtype), weight.flatten(1))
+
+
+class PatchMerger(nn.Module):
+    """2 x 2 neighbouring patches to one token of the language model."""
+
+    def __init__(self, config: InfiniteVLVisionConfig):
+        super().__init__()
+        wide = config.hidden_size * config.spatial_merge_size**2
+        self.ln_q = RMSNorm(config.hidden_size, EPS)
+        self.mlp = nn.Sequential(nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, config.out_hidden_size))
+        self.wide = wide
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[patches, hidden] -> [patches / 4, out]"""
+        return self.mlp(self.ln_q(x).reshape(-1, self.wide))
+
+
+class VisionTower(nn.Module):
+    def __init__(self, config: InfiniteVLVisionConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.blocks = nn.ModuleList([VisionBlock(config) for _ in range(config.depth)])
+        self.merger = PatchMerger(config)
+
+    def plan(self, grid: Grid, device: torch.device) -> Plan:
+        """The plan for images and videos of these sizes. Raises ValueError for a grid that cannot be merged."""
+        merge = self.config.spatial_merge_size
+        if any(t < 1 or h < merge or w < merge or h % merge or w % merge for t, h, w in grid):
+            raise ValueError(f"grid {grid}: height and width must be multiples of {merge} patches")
+        window = self.config.window_size // merge // self.config.patch_size
+        return plan(grid, window, merge, self.config.hidden_size // self.config.num_heads, device)
+
+    def forward(self, patches: Tensor, plan: Plan) -> Tensor:
+        """patches: [patches, channels * temporal * 14 * 14], images and videos one after the other.
+        Returns [patches / 4, out_hidden_size] in the same order."""
+        x = self.patch_embed(patches)[plan.order]
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        cos, sin = plan.cos.to(wide), plan.sin.to(wide)
+        for i, block in enumerate(self.blocks):
+            full = i in self.config.fullatt_block_indexes
+            x = block(x, cos, sin, plan.frames if full else plan.windows)
+        return self.merger(x)[plan.restore]

@@ -1,0 +1,132 @@
+"""The four operations of the model, each behind one dispatch function.
+
+Every operation has a readable twin in `reference` (token by token, any floating dtype) and an `eager` PyTorch
+version (chunked, differentiable, any device) with exactly the same signature. `implementation` is the only place
+that chooses between them.
+
+Shapes: B rows, T tokens, H heads, K key and V value width per head, C channels, D head width, G key/value heads.
+
+Common arguments:
+
+lengths: [B] int64 or None. Row b holds `lengths[b]` tokens followed by padding. Padding never reaches a state or
+    another token; what it contains (even NaN) does not matter, and what comes out at it is unspecified but finite.
+seq_idx: [B, T] integer or None. Sequences packed in a row are numbered, tokens of one sequence are neighbours.
+    Nothing passes from one sequence to the next. An initial state belongs to the first, the final to the last.
+backend: "reference", "eager", or None to choose by device.
+"""
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from infinitevl.ops import eager, reference
+
+BACKENDS: dict[str, ModuleType] = {"reference": reference, "eager": eager}
+
+
+def implementation(op: str, device: torch.device, backend: str | None = None):
+    """The function that computes `op` on `device`. Raises ValueError for a backend that does not exist."""
+    name = backend or "eager"
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    return getattr(BACKENDS[name], op)
+
+
+def gated_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    initial_state: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gated delta rule (Gated DeltaNet, arXiv 2412.06464), per head, with S: [K, V]:
+
+        q, k = q / |q| * K^-0.5, k / |k|              |x| = sqrt(sum x^2 + 1e-6)
+        S_t  = exp(g_t) S_{t-1}
+        S_t += k_t (beta_t (v_t - S_t^T k_t))^T
+        o_t  = S_t^T q_t
+
+    q, k: [B, T, H, K] as the convolution leaves them (the normalisation happens here); v: [B, T, H, V];
+    g: [B, T, H] log decay <= 0; beta: [B, T, H]; initial_state: [B, H, K, V] or None for zeros.
+    Returns o [B, T, H, V] in v's dtype and the final state in float32 (float64 where q is float64).
+    """
+    run = implementation("gated_delta_rule", q.device, backend)
+    return run(q, k, v, g, beta, initial_state, lengths=lengths, seq_idx=seq_idx)
+
+
+def short_convolution(
+    x: Tensor,
+    weight: Tensor,
+    tail: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Causal depthwise convolution of width W, then SiLU: y_t = silu(sum_j weight[:, j] x_{t - W + 1 + j}).
+
+    x: [B, T, C]; weight: [C, W]; tail: [B, W - 1, C], the inputs just before x (None: zeros).
+    Returns y [B, T, C] and the tail for the next call, the last W - 1 inputs.
+    """
+    run = implementation("short_convolution", x.device, backend)
+    return run(x, weight, tail, lengths=lengths, seq_idx=seq_idx)
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ring_k: Tensor | None = None,
+    ring_v: Tensor | None = None,
+    count: Tensor | None = None,
+    *,
+    window: int | None = None,
+    sinks: int = 0,
+    lengths: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Softmax attention of the tokens of a chunk to a ring of earlier tokens and to the chunk itself.
+
+    Token i of a stream sees token j when j <= i and (i - j < window or j < sinks); window None sees all of them.
+    q: [B, T, H, D], k and v: [B, T, G, D] with H a multiple of G (query head h reads key/value head h // (H / G));
+    ring_k, ring_v: [B, G, sinks + R, D] with R >= window - 1, read only, as `write_ring` fills them;
+    count: [B] int64, tokens that went into the ring so far. Scores are scaled by D^-0.5.
+    Returns [B, T, H, D].
+    """
+    run = implementation("window_attention", q.device, backend)
+    return run(
+        q, k, v, ring_k, ring_v, count, window=window, sinks=sinks, lengths=lengths, seq_idx=seq_idx
+    )
+
+
+def write_ring(
+    ring_k: Tensor,
+    ring_v: Tensor,
+    k: Tensor,
+    v: Tensor,
+    count: Tensor,
+    *,
+    sinks: int = 0,
+    lengths: Tensor | None = None,
+    backend: str | None = None,
+) -> None:
+    """Write a chunk's keys and values [B, T, G, D] into the rings [B, G, sinks + R, D], in place.
+
+    Token i of a stream goes to slot i while i < sinks, and to slot sinks + (i - sinks) % R after that.
+    """
+    run = implementation("write_ring", k.device, backend)
+    run(ring_k, ring_v, k, v, count, sinks=sinks, lengths=lengths)
+
+
+def gated_rms_norm(
+    x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, backend: str | None = None
+) -> Tensor:
+    """x / sqrt(mean x^2 + eps) * weight * silu(gate) over the last dimension. x, gate: [..., V]; weight: [V]."""
+    return implementation("gated_rms_norm", x.device, backend)(x, gate, weight, eps)

@@ -1,0 +1,150 @@
+"""The operations written as their equations, one token at a time. See the package for the contracts."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from infinitevl.ops.rows import work_dtype
+
+
+def normalise(x: Tensor) -> Tensor:
+    return x / torch.sqrt((x * x).sum(-1, keepdim=True) + 1e-6)
+
+
+def gated_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    initial_state: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    dtype = work_dtype(q)
+    (batch, time, heads, key_width), value_width = q.shape, v.shape[-1]
+    outputs, finals = [], []
+    for b in range(batch):
+        state = torch.zeros(heads, key_width, value_width, dtype=dtype, device=q.device)
+        if initial_state is not None:
+            state = initial_state[b].to(dtype)
+        rows = []
+        for t in range(time):
+            if lengths is not None and t >= lengths[b]:
+                rows.append(torch.zeros_like(v[b, t], dtype=dtype))
+                continue
+            if seq_idx is not None and t > 0 and seq_idx[b, t] != seq_idx[b, t - 1]:
+                state = torch.zeros_like(state)
+            q_t = normalise(q[b, t].to(dtype)) * key_width**-0.5
+            k_t = normalise(k[b, t].to(dtype))
+            state = state * g[b, t].to(dtype).exp()[:, None, None]
+            error = v[b, t].to(dtype) - torch.einsum("hkv,hk->hv", state, k_t)
+            state = state + torch.einsum("hk,hv->hkv", k_t, beta[b, t].to(dtype)[:, None] * error)
+            rows.append(torch.einsum("hkv,hk->hv", state, q_t))
+        outputs.append(torch.stack(rows))
+        finals.append(state)
+    return torch.stack(outputs).to(v.dtype), torch.stack(finals)
+
+
+def short_convolution(
+    x: Tensor,
+    weight: Tensor,
+    tail: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    (batch, time, channels), width = x.shape, weight.shape[-1]
+    outputs, tails = [], []
+    for b in range(batch):
+        zeros = x.new_zeros(width - 1, channels)
+        past = list(zeros if tail is None else tail[b])
+        rows = []
+        for t in range(time):
+            if lengths is not None and t >= lengths[b]:
+                rows.append(x.new_zeros(channels))
+                continue
+            if seq_idx is not None and t > 0 and seq_idx[b, t] != seq_idx[b, t - 1]:
+                past = list(zeros)
+            past.append(x[b, t])
+            taps = torch.stack(past[-width:], dim=-1).to(work_dtype(x))
+            rows.append(F.silu((taps * weight.to(taps.dtype)).sum(-1)).to(x.dtype))
+        outputs.append(torch.stack(rows))
+        tails.append(torch.stack(past[len(past) - width + 1 :]))
+    return torch.stack(outputs), torch.stack(tails)
+
+
+def slot_of(index: int, size: int, sinks: int) -> int:
+    """The ring slot of token `index` in a ring of `size` slots, the first `sinks` of which keep their tokens."""
+    return index if index < sinks else sinks + (index - sinks) % (size - sinks)
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ring_k: Tensor | None = None,
+    ring_v: Tensor | None = None,
+    count: Tensor | None = None,
+    *,
+    window: int | None = None,
+    sinks: int = 0,
+    lengths: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+) -> Tensor:
+    dtype = work_dtype(q)
+    (batch, time, heads, width), groups = q.shape, k.shape[2]
+    group_of = torch.arange(heads, device=q.device) // (heads // groups)
+    outputs = []
+    for b in range(batch):
+        before = 0 if count is None else int(count[b])
+        rows = []
+        for t in range(time):
+            if lengths is not None and t >= lengths[b]:
+                rows.append(q.new_zeros(heads, width))
+                continue
+            keys, values, i = [], [], before + t
+            for j in range(i + 1):
+                s = j - before
+                if seq_idx is not None and seq_idx[b, max(s, 0)] != seq_idx[b, t]:
+                    continue
+                if window is not None and i - j >= window and j >= sinks:
+                    continue
+                if s < 0 and ring_k is not None and ring_v is not None:
+                    slot = slot_of(j, ring_k.shape[2], sinks)
+                    keys.append(ring_k[b, :, slot])
+                    values.append(ring_v[b, :, slot])
+                else:
+                    keys.append(k[b, s])
+                    values.append(v[b, s])
+            key = torch.stack(keys, dim=1)[group_of].to(dtype)
+            value = torch.stack(values, dim=1)[group_of].to(dtype)
+            scores = torch.einsum("hd,hjd->hj", q[b, t].to(dtype), key) * width**-0.5
+            rows.append(torch.einsum("hj,hjd->hd", scores.softmax(-1), value).to(q.dtype))
+        outputs.append(torch.stack(rows))
+    return torch.stack(outputs)
+
+
+def write_ring(
+    ring_k: Tensor,
+    ring_v: Tensor,
+    k: Tensor,
+    v: Tensor,
+    count: Tensor,
+    *,
+    sinks: int = 0,
+    lengths: Tensor | None = None,
+) -> None:
+    for b in range(k.shape[0]):
+        length = k.shape[1] if lengths is None else int(lengths[b])
+        for t in range(length):
+            slot = slot_of(int(count[b]) + t, ring_k.shape[2], sinks)
+            ring_k[b, :, slot] = k[b, t]
+            ring_v[b, :, slot] = v[b, t]
+
+
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.to(work_dtype(x))
+    scale = torch.sqrt((wide * wide).mean(-1, keepdim=True) + eps)
+    return (wide / scale * weight.to(wide.dtype) * F.silu(gate.to(wide.dtype))).to(x.dtype)
