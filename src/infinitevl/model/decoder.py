@@ -53,10 +53,17 @@ class Decoder(nn.Module):
         if seq_idx is not None:
             raise ValueError("packed sequences (seq_idx) cannot continue a state: pass one or the other")
         if self.training and any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers):
-            raise ValueError("gradient checkpointing would write the state twice: turn it off, or pass no state")
+            raise ValueError(
+                "gradient checkpointing would write the state twice: turn it off, or pass no state"
+            )
 
     def _chunk(
-        self, x: Tensor, positions: Tensor, lengths: Tensor | None, seq_idx: Tensor | None, state: State | None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        lengths: Tensor | None,
+        seq_idx: Tensor | None,
+        state: State | None,
     ) -> Chunk:
         rope = self.config.rope_parameters or {}
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32

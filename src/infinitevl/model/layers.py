@@ -88,9 +88,7 @@ class ShortConvolution(nn.Conv1d):
 
     def forward(self, x: Tensor, tail: Tensor | None, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """x: [B, T, channels]; tail: [B, width - 1, channels]. Returns y and the new tail."""
-        return ops.short_convolution(
-            x, self.weight[:, 0], tail, lengths=chunk.lengths, seq_idx=chunk.seq_idx
-        )
+        return ops.short_convolution(x, self.weight[:, 0], tail, lengths=chunk.lengths, seq_idx=chunk.seq_idx)
 
 
 class GatedDeltaNet(nn.Module):

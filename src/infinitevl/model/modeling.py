@@ -19,7 +19,10 @@ from infinitevl.model.state import State
 from infinitevl.model.vision import Grid, VisionTower
 
 # Checkpoints written by transformers 4 name the parts without `model.` or without `language_model.`
-OLD_NAMES = {r"^visual\.": "model.visual.", r"^model\.(?=(embed_tokens|layers|norm)\.)": "model.language_model."}
+OLD_NAMES = {
+    r"^visual\.": "model.visual.",
+    r"^model\.(?=(embed_tokens|layers|norm)\.)": "model.language_model.",
+}
 
 
 @dataclass
@@ -102,6 +105,12 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         return Stream(self, **options)
 
+    def end_tokens(self) -> set[int]:
+        """The tokens that end an answer: those of the generation config and the end mark of a message."""
+        ends = self.generation_config.eos_token_id if self.generation_config is not None else None
+        listed = ends if isinstance(ends, list) else [ends, self.config.eos_token_id]
+        return {token for token in listed if isinstance(token, int)}
+
     def encode(self, patches: Tensor, grid: Grid) -> Tensor:
         """Tokens of images and videos: patches [patches, 1176], grid in patches -> [patches / 4, hidden]."""
         visual = self.model.visual
@@ -142,7 +151,9 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: [B, T], -100 where there is no loss; logits_to_keep: the last n tokens (0: all), or their indices;
         seq_idx: [B, T] packed sequences; mm_token_type_ids: [B, T], 0 at text, needed only with inputs_embeds.
         """
-        embeds = self._embed(input_ids, inputs_embeds, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
+        embeds = self._embed(
+            input_ids, inputs_embeds, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw
+        )
         batch, time = embeds.shape[:2]
         mask = None if attention_mask is None else attention_mask[:, -time:].to(embeds.device)
         vision = self._vision_mask(input_ids, mm_token_type_ids, batch, time)
@@ -188,7 +199,9 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 embeds = _insert(embeds, input_ids == token, self.encode(pixels, _grid(grid)), kind)
         return embeds
 
-    def _vision_mask(self, input_ids: Tensor | None, token_types: Tensor | None, batch: int, time: int) -> Tensor:
+    def _vision_mask(
+        self, input_ids: Tensor | None, token_types: Tensor | None, batch: int, time: int
+    ) -> Tensor:
         """[B, T] bool, True at image and video tokens."""
         if input_ids is not None:
             return (input_ids == self.config.image_token_id) | (input_ids == self.config.video_token_id)
@@ -280,7 +293,10 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _number(self, tokens: list[int], grids: dict[int, Any]) -> Tensor:
         """Positions [3, T] of one sequence; takes the grids of its images and videos."""
         rule, pieces, start = PositionRule(), [], 0
-        merge, per_second = self.config.vision_config.spatial_merge_size, self.config.vision_config.tokens_per_second
+        merge, per_second = (
+            self.config.vision_config.spatial_merge_size,
+            self.config.vision_config.tokens_per_second,
+        )
         while start < len(tokens):
             stop = next((t for t in range(start, len(tokens)) if tokens[t] in grids), len(tokens))
             pieces.append(rule.text(stop - start))
@@ -288,11 +304,20 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if stop < len(tokens):
                 (t, h, w), seconds = next(grids[tokens[stop]], ((0, 0, 0), 0.0))
                 start = stop + t * h * w // merge**2
-                if t == 0 or any(token != tokens[stop] for token in tokens[stop:start]) or start > len(tokens):
+                if (
+                    t == 0
+                    or any(token != tokens[stop] for token in tokens[stop:start])
+                    or start > len(tokens)
+                ):
                     raise ValueError("the image and video tokens of the prompt do not match the grids")
                 times = [int(i * seconds * per_second) for i in range(t)]
                 pieces.append(rule.vision(times, h // merge, w // merge))
         return torch.cat(pieces, dim=1) if pieces else torch.zeros(3, 0, dtype=torch.int64)
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        """False: `forward` allocates the state."""
+        return False
 
     def _prepare_position_ids_for_generation(self, *_: Any) -> None:
         """None: `forward` numbers the prompt, the state goes on from there."""
@@ -300,9 +325,11 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         if inputs.get("input_ids") is not None and inputs["input_ids"].shape[1] == 0:
-            raise ValueError("no new tokens: with a state, pass the new tokens and a mask that covers the old ones")
-        if not kwargs.get("is_first_iteration"):
-            inputs |= {name: None for name in ("image_grid_thw", "video_grid_thw", "position_ids")}
+            raise ValueError(
+                "no new tokens: with a state, pass the new tokens and a mask that covers the old ones"
+            )
+        if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
+            inputs |= dict.fromkeys(("image_grid_thw", "video_grid_thw", "position_ids"))
         return inputs
 
 

@@ -58,6 +58,7 @@ class State:
     """
 
     COUNTERS = ("count", "position", "run", "base")
+    is_compileable = False  # asked by `generate`
 
     def __init__(
         self, config: InfiniteVLTextConfig, batch_size: int, device: torch.device, dtype: torch.dtype
@@ -65,7 +66,9 @@ class State:
         self.config = config
         self.bound = 0  # no row holds more tokens than this; on the host, so that growing needs no device
         with torch.inference_mode(False), torch.no_grad():
-            self.layers = [_allocate(config, kind, batch_size, device, dtype) for kind in config.layer_types or []]
+            self.layers = [
+                _allocate(config, kind, batch_size, device, dtype) for kind in config.layer_types or []
+            ]
             self.count, self.position, self.run, self.base = (
                 torch.zeros(batch_size, dtype=torch.int64, device=device) for _ in self.COUNTERS
             )
@@ -183,7 +186,11 @@ class State:
                 raise InfiniteVLError(_mismatch(path, name, tensor, found))
         for name, tensor in mine.items():
             _prefix(tensor, tensors[name]).copy_(tensors[name])
-        return {key: value for key, value in metadata.items() if key not in ("format", "version", "model", "bound")}
+        return {
+            key: value
+            for key, value in metadata.items()
+            if key not in ("format", "version", "model", "bound")
+        }
 
 
 def _allocate(
@@ -194,7 +201,9 @@ def _allocate(
         memory_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         return DeltaState(
             memory=torch.zeros(batch, heads, key, value, dtype=memory_dtype, device=device),
-            tail=torch.zeros(batch, config.conv_size - 1, heads * (2 * key + value), dtype=dtype, device=device),
+            tail=torch.zeros(
+                batch, config.conv_size - 1, heads * (2 * key + value), dtype=dtype, device=device
+            ),
         )
     grows = kind == "full_attention"
     slots = FIRST_CAPACITY if grows else config.attention_sinks + config.sliding_window
@@ -211,7 +220,11 @@ def _layer_tensors(layer: AttentionState | DeltaState) -> Iterator[tuple[str, Te
 
 def _cloned(layer: AttentionState | DeltaState) -> AttentionState | DeltaState:
     tensors = {name: tensor.clone() for name, tensor in _layer_tensors(layer)}
-    return AttentionState(**tensors, grows=layer.grows) if isinstance(layer, AttentionState) else DeltaState(**tensors)
+    return (
+        AttentionState(**tensors, grows=layer.grows)
+        if isinstance(layer, AttentionState)
+        else DeltaState(**tensors)
+    )
 
 
 def _grown(x: Tensor, slots: int) -> Tensor:
@@ -232,7 +245,9 @@ def _fits(mine: Tensor, theirs: Tensor, name: str, layers: list) -> bool:
     if mine.shape == theirs.shape:
         return True
     layer = layers[int(name.split(".")[1])] if name.startswith("layers.") else None
-    same = mine.dim() == theirs.dim() and all(m == t for i, (m, t) in enumerate(zip(mine.shape, theirs.shape)) if i != 2)
+    same = mine.dim() == theirs.dim() and all(
+        m == t for i, (m, t) in enumerate(zip(mine.shape, theirs.shape)) if i != 2
+    )
     return isinstance(layer, AttentionState) and layer.grows and same and theirs.shape[2] <= mine.shape[2]
 
 
@@ -256,7 +271,9 @@ def _check_model(path: str | os.PathLike, metadata: dict[str, str], config: Infi
     if metadata.get("format") != FORMAT:
         raise InfiniteVLError(f"{path} is a safetensors file, but not a saved state")
     if metadata.get("version") != str(VERSION):
-        raise InfiniteVLError(f"{path} is a state of version {metadata.get('version')}; this is version {VERSION}")
+        raise InfiniteVLError(
+            f"{path} is a state of version {metadata.get('version')}; this is version {VERSION}"
+        )
     saved = json.loads(metadata.get("model", "{}"))
     for name in SIGNATURE:
         if saved.get(name) != getattr(config, name):

@@ -90,11 +90,15 @@ def _window_order(grid: Grid, window: int, merge: int) -> tuple[Tensor, list[int
 
 def _angles(grid: Grid, merge: int, head_dim: int) -> Tensor:
     """[patches, head_dim / 2] float64 rotary angles, patches in merge-block order: half by row, half by column."""
-    frequency = (1.0 / THETA ** (torch.arange(0, head_dim // 2, 2, dtype=torch.float32) / (head_dim // 2))).double()
+    frequency = (
+        1.0 / THETA ** (torch.arange(0, head_dim // 2, 2, dtype=torch.float32) / (head_dim // 2))
+    ).double()
     angles = []
     for t, h, w in grid:
         rows, columns = torch.arange(h)[:, None].expand(h, w), torch.arange(w)[None].expand(h, w)
-        blocks = (x.unflatten(0, (-1, merge)).unflatten(2, (-1, merge)).transpose(1, 2) for x in (rows, columns))
+        blocks = (
+            x.unflatten(0, (-1, merge)).unflatten(2, (-1, merge)).transpose(1, 2) for x in (rows, columns)
+        )
         angle = torch.cat([block.flatten()[:, None] * frequency for block in blocks], dim=-1)
         angles.append(angle.repeat(t, 1))
     return torch.cat(angles)

@@ -101,9 +101,7 @@ def window_attention(
     Returns [B, T, H, D].
     """
     run = implementation("window_attention", q.device, backend)
-    return run(
-        q, k, v, ring_k, ring_v, count, window=window, sinks=sinks, lengths=lengths, seq_idx=seq_idx
-    )
+    return run(q, k, v, ring_k, ring_v, count, window=window, sinks=sinks, lengths=lengths, seq_idx=seq_idx)
 
 
 def write_ring(

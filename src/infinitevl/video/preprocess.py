@@ -1,6 +1,7 @@
 """Frames to the patches of Qwen2.5-VL's vision tower, as its image processor makes them."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +14,13 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_ASPECT = 200
 
 
-def smart_resize(
-    height: int, width: int, *, factor: int = 28, min_pixels: int, max_pixels: int
-) -> tuple[int, int]:
+def smart_resize(height: int, width: int, *, factor: int = 28, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """The size (height, width) to resize to: multiples of `factor`, about the same shape, within the bounds.
 
     InfiniteVLError for a picture more than 200 times longer than wide, or the other way.
     """
     if max(height, width) > MAX_ASPECT * min(height, width):
-        raise InfiniteVLError(
-            f"a picture of {width}x{height} is more than {MAX_ASPECT} times longer than wide"
-        )
+        raise InfiniteVLError(f"a picture of {width}x{height} is more than {MAX_ASPECT} times longer than wide")
     rows, columns = round(height / factor), round(width / factor)
     if rows * columns * factor**2 > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -43,8 +40,8 @@ def preprocess(
     patch_size: int = 14,
     merge_size: int = 2,
     temporal_patch_size: int = 2,
-    mean: tuple[float, ...] = CLIP_MEAN,
-    std: tuple[float, ...] = CLIP_STD,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, tuple[int, int, int]]:
     """uint8 RGB frames [N, H, W, 3] to (patches [t * h * w, 3 * T * p * p], grid (t, h, w)), on their device.
@@ -67,19 +64,25 @@ def preprocess(
 
 
 def _resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bicubic with antialiasing, uint8 [N, 3, H, W] to [N, 3, *size], as Pillow does it."""
-    if tuple(frames.shape[2:]) == size:
+    """Bicubic with antialiasing, uint8 [N, 3, H, W] to [N, 3, *size], as Pillow does it, to 1 or 2 levels."""
+    height, width = frames.shape[2:]
+    if (height, width) == size:
         return frames
-    if frames.device.type == "cpu":  # 10 to 20 times faster than in float32; other devices lack it
-        return F.interpolate(frames, size, mode="bicubic", antialias=True)
-    return _resize_float(frames, size)
+    resize = _across_then_down if frames.device.type == "cpu" else _across_then_down_float
+    if size[0] < height and size[1] > width:  # where Pillow 13 finds it cheaper to go down first
+        return resize(frames.transpose(2, 3), (size[1], size[0])).transpose(2, 3)
+    return resize(frames, size)
 
 
-def _resize_float(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """`_resize` in float32: across, rounded to 8 bits as Pillow does in between, then down."""
+def _across_then_down(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """On the CPU alone: 10 to 20 times faster than in float32."""
+    return F.interpolate(frames, size, mode="bicubic", antialias=True)
+
+
+def _across_then_down_float(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """On any device: the same in float32, rounded to 8 bits after each pass, as Pillow does."""
     for step in ((frames.shape[2], size[1]), size):
-        wide = F.interpolate(frames.float(), step, mode="bicubic", antialias=True)
-        frames = wide.round_().clamp_(0, 255)
+        frames = F.interpolate(frames.float(), step, mode="bicubic", antialias=True).round_().clamp_(0, 255)
     return frames.to(torch.uint8)
 
 
@@ -93,14 +96,9 @@ def _patchify(frames: Tensor, patch: int, merge: int, temporal: int) -> Tensor:
     return parts.permute(order).reshape(-1, channels, temporal * patch * patch)
 
 
-def _normalise(
-    patches: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype
-) -> Tensor:
+def _normalise(patches: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
     """uint8 [n, 3, k] to (x / 255 - mean) / std, computed in float32, [n, 3 * k]."""
-    scale = [1 / (255 * s) for s in std]
-    shift = [-m / s for m, s in zip(mean, std, strict=True)]
-    kind = {"dtype": torch.float32, "device": patches.device}
-    values = (
-        patches.float().mul_(torch.tensor(scale, **kind)[:, None]).add_(torch.tensor(shift, **kind)[:, None])
-    )
+    values = patches.float()
+    for channel, m, s in zip(values.unbind(1), mean, std, strict=True):
+        channel.mul_(1 / (255 * s)).sub_(m / s)
     return values.flatten(1).to(dtype)

@@ -53,7 +53,10 @@ def open_video(
 
     `timeout` is how many seconds an address or a live source may give nothing before it is an error.
     """
-    opened = _open(source, fps, bool(live), timeout)
+    try:
+        opened = _open(source, fps, bool(live), timeout)
+    except (OSError, ValueError) as error:  # of the file system, the file object or the address
+        raise VideoError(f"{str(source)[:200]}: {_line(error)}") from None
     return Video(opened, fps, opened.live if live is None else live, queue, timeout)
 
 
@@ -90,10 +93,10 @@ def _open_path(path: Path, rate: float, timeout: float) -> Source:
     if path.suffix.lower() in SUFFIXES:
         return Pictures([path], str(path), rate)
     if not path.is_file():  # a named pipe or a device: not looked into before FFmpeg reads it
-        return Container(str(path), str(path), timeout)
+        return Container(f"file:{path}", str(path), timeout)
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
-    return Container(str(path), str(path), timeout, head=head, paced=True)
+    return Container(f"file:{path}", str(path), timeout, head=head, paced=True)
 
 
 def _open_file(file: IO[bytes], name: str, timeout: float) -> Source:
@@ -124,7 +127,7 @@ class Container(Source):
         self._address = isinstance(file, str) and "://" in file
         self.live = self._address and file.startswith("rtsp")
         self._start(file, head)
-        if self._address and not self.live and self._needs_seeking():
+        if self._address and "mov" in self._container.format.name and self._needs_seeking():
             self._start(self._download(file), None)
         self._describe()
         self._reformatter = VideoReformatter()  # one for all frames: each would make its own, 5 times slower
@@ -205,7 +208,7 @@ class Container(Source):
             raise VideoError(f"{self.name}: {_line(error)}") from None
 
     def _describe(self) -> None:
-        """What the container promises of its length; `_promised` where FFmpeg did not guess it."""
+        """What the container says of its length; `_promised` seconds only where FFmpeg did not guess."""
         stream, box = self._stream, self._container
         self.frames = stream.frames or None
         self.duration = _duration(stream) or (box.duration / av.time_base if box.duration else None)
@@ -213,7 +216,7 @@ class Container(Source):
         self._step = 1 / float(stream.average_rate or stream.guessed_rate or 25)
         own = "DURATION" in stream.metadata or len(box.streams) == 1
         written = "mov" in box.format.name or (own and box.format.name in ("matroska,webm", "flv"))
-        self._promised = self.duration if written else None
+        self._promised = self.duration if written else (self.frames or 0) * self._step
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         """Every frame that decodes; then VideoError if anything was missing or damaged."""
@@ -226,8 +229,7 @@ class Container(Source):
         if broke:  # what the decoder still holds: the demuxer flushes it only at a good end
             yield from self._decode(None)
         missing = broke or self._cut_short()
-        problems = [*([missing] if missing else []), *self._damage()]
-        if problems:
+        if problems := [*filter(None, [missing]), *self._damage()]:
             raise VideoError(f"{self.name}: {', '.join(problems)}")
 
     def _decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
@@ -249,9 +251,8 @@ class Container(Source):
     def _why_broken(self, error: Exception) -> str:
         if isinstance(error, av.error.ExitError):
             return f"no data for {self._timeout:g} s"
-        return (
-            f"the connection broke ({_line(error)})" if self._address else f"reading failed ({_line(error)})"
-        )
+        what = "the connection broke" if self._address else "reading failed"
+        return f"{what} ({_line(error)})"
 
     def _damage(self) -> Iterator[str]:
         if self._bad:
@@ -261,11 +262,8 @@ class Container(Source):
 
     def _cut_short(self) -> str | None:
         """What is missing at the end, if clearly less came than every promise of the container."""
-        few = self.frames is not None and self._packets + self._bad < self.frames - max(1, self.frames // 100)
-        if self._promised is None:
-            return f"cut short: {self._packets} of {self.frames} frames" if few else None
-        short = self._end < self._promised - max(0.1, 3 * self._step)
-        if short and (few or self.frames is None):
+        few = self.frames is None or self._packets + self._bad < self.frames - max(1, self.frames // 100)
+        if few and self._promised and self._end < self._promised - max(0.1, 3 * self._step):
             return f"cut short: {self._end:.2f} of {self._promised:.2f} s"
         return None
 

@@ -1,0 +1,37 @@
+# Everything a bare machine needs is made on the way: a virtual environment with the CPU build of PyTorch.
+PYTHON ?= python3
+BIN := .venv/bin
+# Where PyTorch is looked for besides PyPI. With a GPU: make TORCH_INDEX=https://download.pytorch.org/whl/cu130 ...
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+VIDEO ?=
+MODEL ?=
+
+.PHONY: demo test lint types bench clean
+
+demo: .venv/installed
+	$(BIN)/infinitevl demo $(if $(VIDEO),"$(VIDEO)") $(if $(MODEL),--model "$(MODEL)")
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/pyright
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/ops.py
+	$(BIN)/python benchmarks/stream.py
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --no-deps --retries 0 --constraint constraints.txt --extra-index-url $(TORCH_INDEX) torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,eval,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv demo

@@ -1,0 +1,68 @@
+"""`infinitevl chat`: one question about pictures and videos, given at once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infinitevl.commands.console import load_model
+from infinitevl.errors import InfiniteVLError
+from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
+from infinitevl.streaming.text import Sampling, TextPieces, decode
+
+
+@dataclass
+class ChatOptions:
+    question: str
+    images: tuple[str, ...]
+    videos: tuple[str, ...]
+    model: str
+    device: str | None
+    dtype: str | None
+    fps: float
+    max_pixels: int | None
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+
+
+def run(options: ChatOptions) -> int:
+    if not options.question.strip():
+        raise InfiniteVLError("the question is empty")
+    sampling = Sampling(options.temperature, options.top_p, options.seed)
+    model = load_model(options.model, options.device, options.dtype)
+    for piece in answer(model, options, sampling):
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+@torch.inference_mode()
+def _prefill(model: InfiniteVLForConditionalGeneration, options: ChatOptions) -> Any:
+    content: list[dict[str, Any]] = [{"type": "image", "image": path} for path in options.images]
+    content += [{"type": "video", "video": path} for path in options.videos]
+    content.append({"type": "text", "text": options.question})
+    inputs = model.processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
+        fps=options.fps, max_pixels=options.max_pixels,
+    )  # fmt: skip
+    return model(**inputs.to(model.device), use_cache=True, logits_to_keep=1)
+
+
+def answer(
+    model: InfiniteVLForConditionalGeneration, options: ChatOptions, sampling: Sampling
+) -> Iterator[str]:
+    """The answer, piece by piece."""
+    output = _prefill(model, options)
+
+    @torch.inference_mode()
+    def feed(tokens: list[int]) -> Tensor:
+        ids = torch.tensor([tokens], device=model.device)
+        return model(ids, past_key_values=output.past_key_values, logits_to_keep=1).logits[0, -1]
+
+    pieces = TextPieces(model.processor.tokenizer)
+    limit, ends = options.max_tokens, model.end_tokens()
+    return decode(output.logits[0, -1], feed, sampling, pieces, limit=limit, ends=ends)

@@ -1,0 +1,68 @@
+"""What the commands share: loading with a spinner, a status line, sizes for people."""
+
+import sys
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
+from infinitevl.streaming.stream import Stats
+
+
+def warn(message: str) -> None:
+    """One line on standard error."""
+    click.echo(f"infinitevl: warning: {' '.join(message.split())}", err=True)
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people: 126.4 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.1f} TiB"
+
+
+def load_model(name: str, device: str | None, dtype: str | None) -> InfiniteVLForConditionalGeneration:
+    """Load a model, with a spinner on a terminal and without transformers' own bars."""
+    from transformers.utils import logging
+
+    from infinitevl.model.loading import load
+
+    logging.disable_progress_bar()
+    with Console(stderr=True).status(f"loading {name}"):
+        return load(name, device=device, dtype=dtype)
+
+
+class Status:
+    """A progress bar on standard error with frames, frames a second and memory. Nothing where that is no terminal."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("[dim]{task.fields[time]:>8.1f} s"),
+            BarColumn(),
+            TextColumn(
+                "{task.fields[frames]} frames  {task.fields[rate]:.1f} frames/s  memory {task.fields[memory]}"
+            ),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def show(self, stats: Stats, time: float, duration: float | None) -> None:
+        if not sys.stderr.isatty():
+            return
+        fields = {
+            "time": time, "frames": stats.frames, "memory": size(stats.state_bytes),
+            "rate": 1 / stats.seconds_per_frame if stats.seconds_per_frame else 0.0,
+        }  # fmt: skip
+        if self._task is None:
+            self._task = self._bar.add_task("", total=duration, **fields)
+        self._bar.start()
+        self._bar.update(self._task, completed=time, **fields)
+
+    def hide(self) -> None:
+        """Take the bar away, so that other output has the terminal to itself."""
+        self._bar.stop()

@@ -1,0 +1,293 @@
+"""Conversations to model inputs, by Qwen2.5-VL's conventions: chat template, image and video tokens, patches."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedTokenizerFast
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils import cached_file
+
+from infinitevl.errors import InfiniteVLError
+from infinitevl.video.preprocess import CLIP_MEAN, CLIP_STD, preprocess
+
+SETTINGS_FILE = "preprocessor_config.json"
+IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+SYSTEM = f"{IM_START}system\nYou are a helpful assistant.{IM_END}\n"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}" + SYSTEM.replace("\n", "\\n").join(["{{ '", "' }}"]) + "{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] in ('image', 'image_url') %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{% elif part['type'] == 'video' %}{{ '<|vision_start|><|video_pad|><|vision_end|>' }}"
+    "{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{ '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)  # fmt: skip
+
+
+@dataclass
+class PixelSettings:
+    """How pictures become patches; `preprocessor_config.json`. Pixels are counted after the resize."""
+
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+    image_mean: Sequence[float] = CLIP_MEAN
+    image_std: Sequence[float] = CLIP_STD
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> "PixelSettings":
+        """From a checkpoint's file; `size` with shortest_edge and longest_edge is the newer form of the bounds."""
+        size = values.get("size") or {}
+        given = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
+        given |= {name: values[name] for name in cls.__dataclass_fields__ if values.get(name) is not None}
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+
+class InfiniteVLProcessor(ProcessorMixin):
+    """Tokenizer, chat template and preprocessing of images and videos in one. Needs no torchvision."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, settings: PixelSettings | None = None):
+        self.tokenizer = tokenizer
+        self.settings = settings or PixelSettings()
+        self.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
+        missing = [
+            t for t in (IMAGE, VIDEO, VISION_START, VISION_END, IM_START, IM_END) if self.token_id(t) is None
+        ]
+        if missing:
+            raise InfiniteVLError(
+                f"the tokenizer has no {missing[0]} token: it is not one of Qwen2.5-VL's kind"
+            )
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **_: Any) -> "InfiniteVLProcessor":
+        """From a folder or a hub id with tokenizer.json; preprocessor_config.json is optional."""
+        if Path(name).is_dir() and not (Path(name) / "tokenizer.json").is_file():
+            raise InfiniteVLError(
+                f"{name} has no tokenizer.json (Qwen2.5-VL's tokenizer fits the authors' models)"
+            )
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(name))
+        file = cached_file(str(name), SETTINGS_FILE, _raise_exceptions_for_missing_entries=False)
+        values = json.loads(Path(file).read_text()) if file else {}
+        return cls(tokenizer, PixelSettings.read(values))
+
+    def save_pretrained(self, save_directory: str | Path, **_: Any) -> list[str]:
+        """Write the tokenizer and preprocessor_config.json; returns the paths."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.chat_template = self.chat_template
+        paths = list(self.tokenizer.save_pretrained(str(folder)))
+        values = {**asdict(self.settings), "processor_class": type(self).__name__}
+        (folder / SETTINGS_FILE).write_text(json.dumps(values, indent=2) + "\n")
+        return [*paths, str(folder / SETTINGS_FILE)]
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a special token, None where the tokenizer has none."""
+        return self.tokenizer.get_vocab().get(token)
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a piece of text. `special=False`: marks like <|im_end|> in it are plain text."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not special)
+
+    def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Messages to text or, with `tokenize`, to ids, or with `return_dict` also to all model inputs.
+
+        A message is {"role", "content"}; content is a string or a list of {"type": "text", "text"},
+        {"type": "image", "image" | "path" | "url"} and {"type": "video", "video" | "path" | "url", "fps"}.
+        Pictures are paths, addresses, PIL images or uint8 arrays [H, W, 3]; videos are whatever `open_video` opens,
+        or uint8 arrays [N, H, W, 3]. Further options are those of `__call__`.
+        """
+        single = bool(conversation) and isinstance(conversation[0], dict)
+        conversations: list[Any] = [conversation] if single else list(conversation)
+        template = chat_template or self.chat_template
+        texts = [
+            self.tokenizer.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=add_generation_prompt, tokenize=False
+            )
+            for messages in conversations
+        ]
+        if not tokenize:
+            return texts[0] if single else texts
+        images = [part for messages in conversations for part in _parts(messages, "image")]
+        videos = [part for messages in conversations for part in _parts(messages, "video")]
+        batch = self(text=texts, images=images or None, videos=videos or None, **options)
+        return batch if return_dict else batch["input_ids"]
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        text: str | list[str] | None = None,
+        images: Any = None,
+        videos: Any = None,
+        *,
+        fps: float = 2.0,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        padding: bool | str = True,
+        padding_side: str = "left",
+        return_tensors: str = "pt",
+        **_: Any,
+    ) -> BatchFeature:
+        """Text with one <|image_pad|> or <|video_pad|> per image or video, to model inputs (PyTorch tensors).
+
+        fps: rate at which videos from files are sampled, and the rate of videos given as arrays.
+        Raises InfiniteVLError where the marks and the images or videos do not match in number.
+        """
+        bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        encoded_images = [self.patches(load_image(image)[None], **bounds) for image in _listed(images)]
+        loaded = [load_video(video, fps) for video in _listed(videos)]
+        encoded_videos = [self.patches(frames, **bounds) for frames, _ in loaded]
+        features = _visual_inputs(encoded_images, encoded_videos)
+        if encoded_videos:
+            per_grid = self.settings.temporal_patch_size
+            features["second_per_grid_ts"] = torch.tensor([per_grid / rate for _, rate in loaded])
+        if text is None:
+            return BatchFeature(features)
+        texts = [text] if isinstance(text, str) else text
+        rows = self._expanded([self.encode(t) for t in texts], encoded_images, encoded_videos)
+        if not padding and len(rows) > 1 and len({len(row) for row in rows}) > 1:
+            raise InfiniteVLError("texts of different lengths need padding=True to become one tensor")
+        ids, mask = _padded(rows, self.pad_token_id, padding_side)
+        kinds = (ids == self.token_id(IMAGE)).long() + 2 * (ids == self.token_id(VIDEO)).long()
+        return BatchFeature(
+            {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds, **features}
+        )
+
+    @property
+    def pad_token_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return pad if isinstance(pad, int) else self.token_id(IM_END) or 0
+
+    @property
+    def model_input_names(self) -> list[str]:
+        visual = [
+            "pixel_values",
+            "image_grid_thw",
+            "pixel_values_videos",
+            "video_grid_thw",
+            "second_per_grid_ts",
+        ]
+        return ["input_ids", "attention_mask", "mm_token_type_ids", *visual]
+
+    def patches(
+        self, frames: Tensor, *, min_pixels: int | None = None, max_pixels: int | None = None
+    ) -> tuple[Tensor, tuple[int, int, int]]:
+        """uint8 [N, H, W, 3] -> patches [t * h * w, 1176] and the grid (t, h, w), on the frames' device."""
+        s = self.settings
+        return preprocess(
+            frames,
+            min_pixels=min_pixels or s.min_pixels,
+            max_pixels=max_pixels or s.max_pixels,
+            patch_size=s.patch_size,
+            merge_size=s.merge_size,
+            temporal_patch_size=s.temporal_patch_size,
+            mean=s.image_mean,
+            std=s.image_std,
+        )
+
+    def _expanded(self, rows: list[list[int]], images: list[Any], videos: list[Any]) -> list[list[int]]:
+        """Repeat each image or video mark once per token that its grid makes."""
+        grids = {self.token_id(IMAGE): iter(images), self.token_id(VIDEO): iter(videos)}
+        for token, given, kind in ((IMAGE, images, "image"), (VIDEO, videos, "video")):
+            marks = sum(row.count(self.token_id(token) or -1) for row in rows)
+            if marks != len(given):
+                raise InfiniteVLError(f"the text has {marks} {kind} marks for {len(given)} {kind}s")
+        cells = self.settings.merge_size**2
+        return [
+            [
+                t
+                for token in row
+                for t in [token] * (int(np.prod(next(grids[token])[1])) // cells if token in grids else 1)
+            ]
+            for row in rows
+        ]
+
+
+def load_image(image: Any) -> Tensor:
+    """A path, an http(s) or data address, a PIL image or an array to uint8 [H, W, 3]. InfiniteVLError if none."""
+    return _first_frame(load_video(image, 1.0)[0])
+
+
+def load_video(video: Any, fps: float) -> tuple[Tensor, float]:
+    """Anything `open_video` opens, or uint8 [N, H, W, 3], to frames and their rate."""
+    from infinitevl.video.sources import open_video
+
+    if isinstance(video, dict):
+        fps = float(video.get("fps") or fps)
+        video = next(
+            (
+                video[key]
+                for key in ("video", "image", "image_url", "path", "url")
+                if video.get(key) is not None
+            ),
+            None,
+        )
+        video = video.get("url") if isinstance(video, dict) else video
+    if video is None:
+        raise InfiniteVLError("an image or video part of a message names no image or video")
+    if hasattr(video, "convert"):
+        video = np.asarray(video.convert("RGB"))
+    if isinstance(video, (Tensor, np.ndarray)):
+        frames = torch.as_tensor(video)
+        return (frames[None] if frames.ndim == 3 else frames), fps
+    frames = [frame for _, frame in open_video(video, fps=fps)]
+    return torch.from_numpy(np.stack(frames)), fps
+
+
+def _first_frame(frames: Tensor) -> Tensor:
+    return frames[0]
+
+
+def _parts(messages: list[dict[str, Any]], kind: str) -> Iterable[dict[str, Any]]:
+    for message in messages:
+        if not isinstance(message.get("content"), str):
+            yield from (
+                part for part in message.get("content") or () if part["type"] in (kind, f"{kind}_url")
+            )
+
+
+def _listed(given: Any) -> list[Any]:
+    return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+def _visual_inputs(images: list[Any], videos: list[Any]) -> dict[str, Tensor]:
+    features = {}
+    for items, pixels, grid in (
+        (images, "pixel_values", "image_grid_thw"),
+        (videos, "pixel_values_videos", "video_grid_thw"),
+    ):
+        if items:
+            features[pixels] = torch.cat([patches for patches, _ in items])
+            features[grid] = torch.tensor([size for _, size in items])
+    return features
+
+
+def _padded(rows: list[list[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:
+    """Rows of ids to ids and mask [B, T]."""
+    longest = max(len(row) for row in rows)
+    ids, mask = torch.full((len(rows), longest), pad), torch.zeros(len(rows), longest, dtype=torch.int64)
+    for b, row in enumerate(rows):
+        place = slice(longest - len(row), None) if side == "left" else slice(0, len(row))
+        ids[b, place], mask[b, place] = torch.tensor(row), 1
+    return ids, mask

@@ -1,0 +1,25 @@
+"""Seeds and shared fixtures."""
+
+import os
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def seed(request: pytest.FixtureRequest) -> None:
+    """Every test draws its own inputs, the same in every run. INFINITEVL_TEST_SEED=n draws others."""
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()) + int(os.environ.get("INFINITEVL_TEST_SEED", "0")))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The project's shared folder, with what the authors' implementation computed in golden/."""
+    path = Path(os.environ.get("INFINITEVL_SHARED", ROOT.parent / "shared"))
+    if not (path / "golden").is_dir():
+        pytest.skip(f"no golden/ in {path}: set INFINITEVL_SHARED to the shared folder")
+    return path
