@@ -8,6 +8,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+torch.set_num_threads(1)  # the models here are too small to share among threads
 
 
 @pytest.fixture(autouse=True)

@@ -47,12 +47,11 @@ SHAPES = {  # of Qwen2.5-VL as published
 
 def flat_config(tied: bool, **changes: Any) -> dict[str, Any]:
     """As on the hub: text fields at the top level, transformers 4 names."""
-    rope = {"rope_scaling": {"type": "mrope", **ROPE}}
-    architectures = ["Qwen2_5_VLForConditionalGeneration"]
     return {
-        "model_type": "qwen2_5_vl", "architectures": architectures, "torch_dtype": "float32", "vision_config": VISION,
-        "tie_word_embeddings": tied, "bos_token_id": 1, "eos_token_id": 2, "use_sliding_window": False,
-        "sliding_window": 32768, "max_window_layers": 70, **TEXT, **TOKENS, **rope, **changes,
+        "model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "torch_dtype": "float32", "tie_word_embeddings": tied, "bos_token_id": 1, "eos_token_id": 2,
+        "use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 70,
+        "rope_scaling": {"type": "mrope", **ROPE}, "vision_config": VISION, **TEXT, **TOKENS, **changes,
     }  # fmt: skip
 
 
@@ -133,7 +132,7 @@ def test_the_student_loads_and_inherits(teacher: Path, tmp_path: Path) -> None:
     for name in kept:
         assert state[name].dtype == given[name].dtype and state[name].equal(given[name]), name
     assert ("lm_head.weight" in given) != model.config.tie_word_embeddings
-    assert {name for name in given if is_delta(name) and name.endswith("bias")}, "biases were there to be dropped"
+    assert any(is_delta(name) and name.endswith("bias") for name in given), "no bias was there to be dropped"
 
 
 def test_the_configuration(teacher: Path, tmp_path: Path) -> None:
@@ -169,7 +168,7 @@ def test_the_seeded_projections(teacher: Path, tmp_path: Path) -> None:
 
 
 def test_values_pass_as_in_the_teacher(small_teacher: Path, tmp_path: Path) -> None:
-    """o_proj(v_proj(x)) of the student is what the teacher's attention makes of one token, but for the bias."""
+    """o_proj(v_proj(x)) of the student is what the teacher makes of a lone token, but for the bias."""
     convert(small_teacher, tmp_path / "student")
     teacher = Qwen2_5_VLForConditionalGeneration.from_pretrained(small_teacher).model.language_model.layers[1]
     student = load(tmp_path / "student").model.language_model.layers[1].self_attn
@@ -184,8 +183,9 @@ def test_values_pass_as_in_the_teacher(small_teacher: Path, tmp_path: Path) -> N
 def test_the_fresh_parts(small_teacher: Path, tmp_path: Path) -> None:
     convert(small_teacher, tmp_path / "student")
     made = tensors_of(tmp_path / "student")
+    prefixes = [f"model.language_model.layers.{i}.self_attn" for i in (1, 2, 3)]
     fresh = {
-        part: torch.cat([made[f"model.language_model.layers.{i}.self_attn.{part}"].flatten() for i in (1, 2, 3)])
+        part: torch.cat([made[f"{prefix}.{part}"].flatten() for prefix in prefixes])
         for part in ("A_log", "dt_bias", "o_norm.weight", "a_proj.weight", "b_proj.weight", "g_proj.weight")
     }
     step = torch.nn.functional.softplus(fresh["dt_bias"])
@@ -225,13 +225,12 @@ def test_a_student_that_keeps_all_attention_is_the_teacher(
 def test_old_and_new_forms_make_the_same_student(tmp_path: Path) -> None:
     """Whatever the names, the configuration's form and the shards, and whatever else drew random numbers."""
     whole = make_teacher(tmp_path / "whole", tied=False)
+    sources = [whole, make_old(tmp_path / "old", whole), make_new(tmp_path / "new", whole)]
     students = []
-    for form, source in (
-        ("whole", whole), ("old", make_old(tmp_path / "old", whole)), ("new", make_new(tmp_path / "new", whole)),
-    ):  # fmt: skip
+    for source, limit in zip(sources, (2 << 30, 100_000, 200_000), strict=True):
         torch.rand(3)
-        convert(source, tmp_path / f"student-{form}", max_shard_bytes=100_000 if form == "old" else 2 << 30)
-        students.append(tensors_of(tmp_path / f"student-{form}"))
+        convert(source, tmp_path / f"student-{source.name}", max_shard_bytes=limit)
+        students.append(tensors_of(tmp_path / f"student-{source.name}"))
     assert all(s.keys() == students[0].keys() for s in students)
     assert all(s[name].equal(tensor) for s in students for name, tensor in students[0].items())
 
@@ -287,28 +286,28 @@ def test_the_plan_of_the_published_sizes(size: str, layer_types: tuple[str, ...]
     shape = SHAPES[size]
     rope = {"rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
     vision = {"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": shape["hidden_size"]}
-    values = {"model_type": "qwen2_5_vl", **shape, **rope, "vision_config": vision, "tie_word_embeddings": size == "3B"}
-    config = Qwen2_5_VLConfig.from_dict(values)
+    config = Qwen2_5_VLConfig.from_dict(
+        {**shape, **rope, "vision_config": vision, "tie_word_embeddings": size == "3B"}
+    )
     student = student_config(config, layer_types=layer_types and layer_types * shape["num_hidden_layers"])
     with torch.device("meta"):
         teacher, made = Qwen2_5_VLForConditionalGeneration(config).state_dict(), Student(student).state_dict()
     if size == "3B":
         del teacher["lm_head.weight"], made["lm_head.weight"]
     recipes = plan(student)
-    assert {name: recipe.shape for name, recipe in recipes.items()} == {name: t.shape for name, t in made.items()}
-    sources = {name: recipe for name, recipe in recipes.items() if recipe.source}
-    assert all(r.make(teacher[r.source]).shape == r.shape for r in sources.values() if r.source)
-    unused = teacher.keys() - {recipe.source for recipe in sources.values()}
+    assert {name: r.shape for name, r in recipes.items()} == {name: t.shape for name, t in made.items()}
+    assert all(r.make(teacher[r.source]).shape == r.shape for r in recipes.values() if r.source)
+    unused = teacher.keys() - {recipe.source for recipe in recipes.values()}
     biases = {name for name in teacher if is_delta(name) and name.endswith("bias")}
     assert unused == (set() if layer_types else biases)
 
 
 MEASURE = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from infinitevl.model.convert import convert
 import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak(): return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 small, wide, out = map(Path, sys.argv[1:])
 convert(small, out / "warm", max_shard_bytes=1 << 20)
 before = peak()
@@ -317,6 +316,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_stays_far_below_the_checkpoint(small_teacher: Path, tmp_path: Path) -> None:
     """A teacher of 300 MB in 16 MB tensors, in one file, through shards of 32 MiB."""
     size = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8, "vocab_size": 4096}
@@ -332,6 +332,7 @@ def test_memory_stays_far_below_the_checkpoint(small_teacher: Path, tmp_path: Pa
     assert (wide / "model.safetensors").stat().st_size > 300e6
     command = [sys.executable, "-c", MEASURE, str(small_teacher), str(wide), str(tmp_path / "out")]
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    print("GROWN", grown)
     assert grown < 90e6, f"memory grew by {grown / 1e6:.0f} MB"
 
 
@@ -366,7 +367,7 @@ def test_sources_that_are_no_folder(tmp_path: Path) -> None:
         (json.dumps(flat_config(True, quantization_config={"bits": 4})), ("quantized",)),
         (json.dumps(flat_config(True, hidden_size="wide")), ("cannot use", "hidden_size")),
         (json.dumps(flat_config(True, num_attention_heads=0)), ("cannot use",)),
-        (json.dumps(flat_config(True, rope_scaling={"type": "mrope", "mrope_section": [1]})), ("mrope_section",)),
+        (json.dumps(flat_config(True, rope_scaling={"type": "mrope", "mrope_section": [1]})), ("mrope",)),
         (json.dumps(flat_config(True, vocab_size=-1)), ("cannot use",)),
     ],
 )
@@ -420,6 +421,8 @@ def test_an_output_that_is_taken(small_teacher: Path, tmp_path: Path) -> None:
     assert before == {path.name: path.read_bytes() for path in out.iterdir()}
     (tmp_path / "file").touch()
     fails(small_teacher, tmp_path / "file", "exists")
+    with pytest.raises(InfiniteVLError, match="cannot write"):
+        convert(small_teacher, tmp_path / "file" / "out")
 
 
 @contextmanager

@@ -42,14 +42,14 @@ def test_ring_at_every_fill_level(time: int, spare: int, sinks: int):
 
 
 @pytest.mark.parametrize("time", [1, 63, 64, 65, 100, 257])
-@pytest.mark.parametrize("variant", ["plain", "ring", "lengths", "seq_idx", "ring lengths", "lengths seq_idx"])
+@pytest.mark.parametrize("variant", ["plain", "ring", "lengths", "seq_idx", "ring lengths", "ring lengths seq_idx"])
 def test_rows(time: int, variant: str):
     options = {"window": WINDOW, "sinks": 2}
     inputs = stream(3, time)
     if "lengths" in variant:
         options["lengths"] = torch.tensor([time, time * 2 // 3, 0])
         inputs = [poison(x, options["lengths"]) for x in inputs]
-    if "seq_idx" in variant:
+    if "seq_idx" in variant:  # every sequence has sinks of its own
         options["seq_idx"] = segments(3, time)
     if "ring" in variant:
         inputs += rings_after([5, WINDOW, 50], 2 + WINDOW, 2)

@@ -105,10 +105,10 @@ def working_set(config: InfiniteVLConfig, dtype: torch.dtype) -> int:
     no scores. (tests/model/test_info.py holds it against what the eager operations allocate.)
 
     With b bytes an element, P patches of width h (MLP m), T tokens of width H (MLP M), n = heads (2 K + V):
-        vision      P b (2 h + max(3 m, 8 h))          two residuals; gate, up, product or q, k, v, ...
-        MLP         T b (2 H + 3 M)                    two residuals; gate, up, product
-        attention   T b 2 H + (T + b 2 kv d) (C + T)   the mask; C ring slots and the chunk joined
-        delta rule  T (b (2 H + 2 n) + 4 (4 n))        q, k, v before and after convolution; float32 work
+        vision      P b (2 h + max(3 m, 8 h))             two residuals; gate, up, product or q, k, v, ...
+        MLP         T b (2 H + 3 M)                       two residuals; gate, up, product
+        attention   T b 2 H + (10 T + b 2 kv d) (C + T)   the mask in the making; C ring slots and the chunk
+        delta rule  T (b (2 H + 2 n) + 4 (4 n))           q, k, v, convolved or not; four of them in float32
     The largest of the four, plus one token's logits in float32.
     """
     vision, text, b = config.vision_config, config.text_config, dtype.itemsize
@@ -120,7 +120,7 @@ def working_set(config: InfiniteVLConfig, dtype: torch.dtype) -> int:
         patches * b * (2 * vision.hidden_size + max(3 * vision.intermediate_size, 8 * vision.hidden_size)),
         tokens * b * (2 * text.hidden_size + 3 * text.intermediate_size),
         tokens * b * 2 * text.hidden_size
-        + keys * (tokens + 2 * b * text.num_key_value_heads * text.head_dim),
+        + keys * (10 * tokens + 2 * b * text.num_key_value_heads * text.head_dim),
         tokens * (2 * b * (text.hidden_size + inner) + 16 * inner),
     )
     return max(peaks) + 4 * text.vocab_size

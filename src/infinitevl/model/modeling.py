@@ -113,7 +113,9 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def encode(self, patches: Tensor, grid: Grid) -> Tensor:
         """Tokens of images and videos: patches [patches, 1176], grid in patches -> [patches / 4, hidden]."""
-        visual = self.model.visual
+        visual, needed = self.model.visual, sum(t * h * w for t, h, w in grid)
+        if patches.shape[0] != needed:
+            raise ValueError(f"{patches.shape[0]} patches for grids of {needed}")
         return visual(patches.to(self.device), visual.plan(grid, self.device))
 
     def get_image_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:

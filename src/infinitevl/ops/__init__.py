@@ -95,6 +95,7 @@ def window_attention(
     """Softmax attention of the tokens of a chunk to a ring of earlier tokens and to the chunk itself.
 
     Token i of a stream sees token j when j <= i and (i - j < window or j < sinks); window None sees all of them.
+    Of packed sequences, each has its own first tokens as sinks.
     q: [B, T, H, D], k and v: [B, T, G, D] with H a multiple of G (query head h reads key/value head h // (H / G));
     ring_k, ring_v: [B, G, sinks + R, D] with R >= window - 1, read only, as `write_ring` fills them;
     count: [B] int64, tokens that went into the ring so far. Scores are scaled by D^-0.5.

@@ -104,12 +104,14 @@ def window_attention(
             if lengths is not None and t >= lengths[b]:
                 rows.append(q.new_zeros(heads, width))
                 continue
-            keys, values, i = [], [], before + t
+            keys, values, i, first = [], [], before + t, 0
+            if seq_idx is not None and seq_idx[b, t] != seq_idx[b, 0]:
+                first = before + int((seq_idx[b] == seq_idx[b, t]).nonzero()[0])
             for j in range(i + 1):
                 s = j - before
                 if seq_idx is not None and seq_idx[b, max(s, 0)] != seq_idx[b, t]:
                     continue
-                if window is not None and i - j >= window and j >= sinks:
+                if window is not None and i - j >= window and j - first >= sinks:
                     continue
                 if s < 0 and ring_k is not None and ring_v is not None:
                     slot = slot_of(j, ring_k.shape[2], sinks)

@@ -100,16 +100,6 @@ def endless(seed: int, split: Split, every: int, frames: tuple[int, int]) -> Car
     return plan
 
 
-def place(rng: np.random.Generator, lengths: Sequence[int], start: int, stop: int) -> list[int]:
-    """Random starts for things of these lengths inside [start, stop), in order, a frame or more between them."""
-    free = stop - start - sum(lengths) - max(0, len(lengths) - 1)
-    if free < 0:
-        raise InfiniteVLError(f"{len(lengths)} cards of {sum(lengths)} frames do not fit into {stop - start} frames")
-    offsets = np.sort(rng.integers(0, free + 1, len(lengths)))
-    before = np.cumsum([0, *lengths[:-1]]) + np.arange(len(lengths)) if lengths else offsets
-    return [start + int(a + b) for a, b in zip(offsets, before, strict=True)]
-
-
 def draw_bindings(rng: np.random.Generator, split: Split, count: int) -> list[tuple[Pair, Value]]:
     """Different keys bound to different values, so that a key tells the value and a value the key."""
     keys, values = pairs(split), dict[Value, None]()

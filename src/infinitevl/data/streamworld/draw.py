@@ -168,7 +168,13 @@ def card_picture(key: Sprite, value: str, style: Style, box: Box, size: int) -> 
     np.copyto(board[top : top + icon, left : left + icon], key.rgb, where=key.mask)
     mask = text_mask(value, style.face, round(style.height * scale))
     free = board.shape[1] - left - icon - round(FRAME * scale)
-    _write(board, mask, style.ink, left + icon + (free - mask.shape[1]) // 2, (board.shape[0] - mask.shape[0]) // 2)
+    _write(
+        board,
+        mask,
+        style.ink,
+        left + icon + (free - mask.shape[1]) // 2,
+        (board.shape[0] - mask.shape[0]) // 2,
+    )
     return board
 
 

@@ -90,7 +90,10 @@ class World:
 
     def frame(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """Frame `index`, uint8 [size, size, 3], written into `out` where given."""
-        scene, frame = self.scene(index), np.empty((self.size, self.size, 3), np.uint8) if out is None else out
+        scene, frame = (
+            self.scene(index),
+            np.empty((self.size, self.size, 3), np.uint8) if out is None else out,
+        )
         ground, sign = self._paint(scene)
         frame[:] = ground
         chance = _mix(self._salt, index)
@@ -114,7 +117,7 @@ class World:
         """Every thing of the scene, in drawing order, and how much of it frame `index` shows."""
         if index not in self._views:
             if len(self._views) >= KEPT_VIEWS:
-                self._views.clear()
+                del self._views[next(iter(self._views))]
             self._views[index] = self._look(index)
         return self._views[index]
 

@@ -36,13 +36,16 @@ def window_attention(
         slots = ring_k.shape[2]
         k, v = torch.cat([ring_k.to(k.dtype), k], dim=2), torch.cat([ring_v.to(v.dtype), v], dim=2)
         index = torch.cat([_ring_index(count, slots, sinks), index], dim=1)
+    place = index  # in its own sequence
     if seq_idx is not None:
         seq_idx = torch.cat([seq_idx[:, :1].expand(-1, slots), seq_idx], dim=1)
+        place = index - _sequence_start(index, seq_idx)
     outputs = []
     for start, stop in _blocks(time):
-        columns = _visible_columns(start, stop, slots, window, sinks)
+        everywhere = seq_idx is not None and sinks > 0  # may the sinks be
+        columns = [(0, slots + stop)] if everywhere else _visible_columns(start, stop, slots, window, sinks)
         rows = slice(slots + start, slots + stop)
-        mask = _mask(index[:, rows], _take(index, 1, columns), window, sinks)
+        mask = _mask(index[:, rows], _take(index, 1, columns), _take(place, 1, columns), window, sinks)
         if seq_idx is not None:
             mask = mask & (seq_idx[:, rows, None] == _take(seq_idx, 1, columns)[:, None])
         outputs.append(_attend(q[:, :, start:stop], _take(k, 2, columns), _take(v, 2, columns), mask))
@@ -75,14 +78,20 @@ def _take(x: Tensor, dim: int, ranges: list[tuple[int, int]]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=dim)
 
 
-def _mask(query: Tensor, key: Tensor, window: int | None, sinks: int) -> Tensor:
-    """[B, Tq], [B, Tk] token indices -> [B, Tq, Tk], True where the query sees the key."""
-    query, key = query[:, :, None], key[:, None, :]
+def _mask(query: Tensor, key: Tensor, place: Tensor, window: int | None, sinks: int) -> Tensor:
+    """[B, Tq], [B, Tk] token indices, the keys' places in their sequences -> [B, Tq, Tk], True where it is seen."""
+    query, key, place = query[:, :, None], key[:, None, :], place[:, None, :]
     seen = (key <= query) & (key != EMPTY)
     if window is None:
         return seen
     near = query - key < window
-    return seen & (near | (key < sinks)) if sinks else seen & near
+    return seen & (near | (place < sinks)) if sinks else seen & near
+
+
+def _sequence_start(index: Tensor, seq_idx: Tensor) -> Tensor:
+    """[B, slots + T] token index at which a token's sequence starts; 0 for the first, which the ring belongs to."""
+    begins = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
+    return torch.where(begins, index, 0).cummax(1).values
 
 
 def _chunk_index(count: Tensor | None, time: int, device: torch.device) -> Tensor:

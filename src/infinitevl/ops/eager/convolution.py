@@ -1,4 +1,4 @@
-"""Causal depthwise convolution with a carried tail."""
+"""Causal depthwise convolution with a carried tail, tap by tap (faster than a grouped convolution on a CPU)."""
 
 import torch
 from torch import Tensor
@@ -21,19 +21,26 @@ def short_convolution(
     if tail is None:
         tail = x.new_zeros(batch, width - 1, channels)
     padded = torch.cat([tail.to(x.dtype), x], dim=1)
-    wide, taps = padded.to(work_dtype(x)), weight.to(work_dtype(x))
-    if seq_idx is None:
-        y = F.conv1d(wide.transpose(1, 2), taps[:, None], groups=channels).transpose(1, 2)
-        return F.silu(y).to(x.dtype), _last_inputs(padded, width - 1, lengths)
-    seq_idx = extend_sequence(seq_idx, lengths)
-    history = torch.cat([seq_idx[:, :1].expand(-1, width - 1), seq_idx], dim=1)
-    y = torch.zeros_like(x, dtype=wide.dtype)
-    for j in range(width):
-        same = (history[:, j : j + time] == seq_idx)[..., None]
-        y = y + taps[:, j] * wide[:, j : j + time] * same
-    last_seq = history[:, -1:]
-    kept = padded * (history == last_seq)[..., None]
-    return F.silu(y).to(x.dtype), _last_inputs(kept, width - 1, lengths)
+    history = None
+    if seq_idx is not None:
+        seq_idx = extend_sequence(seq_idx, lengths)
+        history = torch.cat([seq_idx[:, :1].expand(-1, width - 1), seq_idx], dim=1)
+    y = _taps(padded, weight.to(work_dtype(x)), history)
+    if history is not None:
+        padded = padded * (history == history[:, -1:])[..., None]
+    return F.silu(y).to(x.dtype), _last_inputs(padded, width - 1, lengths)
+
+
+def _taps(padded: Tensor, weight: Tensor, history: Tensor | None) -> Tensor:
+    """sum_j weight[:, j] padded[:, t + j], over taps of the same sequence as the newest where `history` tells."""
+    width, time = weight.shape[-1], padded.shape[1] - weight.shape[-1] + 1
+    y = padded[:, width - 1 :] * weight[:, -1]
+    for j in range(width - 1):
+        tap = weight[:, j]
+        if history is not None:
+            tap = tap * (history[:, j : j + time] == history[:, width - 1 :])[..., None]
+        y = torch.addcmul(y, padded[:, j : j + time], tap)
+    return y
 
 
 def _last_inputs(padded: Tensor, count: int, lengths: Tensor | None) -> Tensor:
