@@ -101,7 +101,11 @@ def poison(x: Tensor, lengths: Tensor | None) -> Tensor:
 
 def unpad(x: Tensor, lengths: Tensor | None) -> Tensor:
     """The real tokens of x [B, T, ...], of all rows one after the other."""
-    return x.flatten(0, 1) if lengths is None else torch.cat([row[:n] for row, n in zip(x, lengths.tolist(), strict=True)])
+    return (
+        x.flatten(0, 1)
+        if lengths is None
+        else torch.cat([row[:n] for row, n in zip(x, lengths.tolist(), strict=True)])
+    )
 
 
 def segments(batch: int, time: int) -> Tensor:

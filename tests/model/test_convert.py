@@ -57,7 +57,7 @@ def flat_config(tied: bool, **changes: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def make_teacher(folder: Path, tied: bool = True, dtype: torch.dtype = torch.float32, **saving: Any) -> Path:
-    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(flat_config(tied)))
+    model: Any = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(flat_config(tied)))
     for parameter in model.parameters():
         parameter.normal_(0, 0.1)
     model.to(dtype).save_pretrained(folder, **saving)
@@ -170,13 +170,14 @@ def test_the_seeded_projections(teacher: Path, tmp_path: Path) -> None:
 def test_values_pass_as_in_the_teacher(small_teacher: Path, tmp_path: Path) -> None:
     """o_proj(v_proj(x)) of the student is what the teacher makes of a lone token, but for the bias."""
     convert(small_teacher, tmp_path / "student")
-    teacher = Qwen2_5_VLForConditionalGeneration.from_pretrained(small_teacher).model.language_model.layers[1]
-    student = load(tmp_path / "student").model.language_model.layers[1].self_attn
+    teacher: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(small_teacher)
+    attention = teacher.model.language_model.layers[1].self_attn
+    student: Any = load(tmp_path / "student").model.language_model.layers[1].self_attn
     x = torch.randn(7, TEXT["hidden_size"])
     with torch.no_grad():
-        values = teacher.self_attn.v_proj(x) - teacher.self_attn.v_proj.bias
+        values = attention.v_proj(x) - attention.v_proj.bias
         heads = values.unflatten(-1, (-1, WIDTH)).repeat_interleave(GROUPS, dim=1)
-        expected = teacher.self_attn.o_proj(heads.flatten(1))
+        expected = attention.o_proj(heads.flatten(1))
         torch.testing.assert_close(student.o_proj(student.v_proj(x)), expected)
 
 
@@ -332,7 +333,6 @@ def test_memory_stays_far_below_the_checkpoint(small_teacher: Path, tmp_path: Pa
     assert (wide / "model.safetensors").stat().st_size > 300e6
     command = [sys.executable, "-c", MEASURE, str(small_teacher), str(wide), str(tmp_path / "out")]
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-    print("GROWN", grown)
     assert grown < 90e6, f"memory grew by {grown / 1e6:.0f} MB"
 
 

@@ -5,14 +5,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import (
-    HYBRID, IMAGE, MIXED, RELATIVE, VIDEO, VISION_END, VISION_START,
-    assert_close, assert_same_state, even, feed, relative, text_ids, tiny_model,
-)  # fmt: skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers import (
+    HYBRID,
+    IMAGE,
+    MIXED,
+    RELATIVE,
+    VIDEO,
+    VISION_END,
+    VISION_START,
+    assert_close,
+    assert_same_state,
+    even,
+    feed,
+    relative,
+    text_ids,
+    tiny_model,
+)  # fmt: skip
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 from infinitevl.model.state import State
 
@@ -202,7 +214,10 @@ def part(whole: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
     """Tokens start..stop of the prompt, with the images and videos that lie there."""
     ids = whole["input_ids"][:, start:stop]
     piece: dict = {"input_ids": ids}
-    for token, pixels, grid in ((IMAGE, "pixel_values", "image_grid_thw"), (VIDEO, "pixel_values_videos", "video_grid_thw")):
+    for token, pixels, grid in (
+        (IMAGE, "pixel_values", "image_grid_thw"),
+        (VIDEO, "pixel_values_videos", "video_grid_thw"),
+    ):
         before, inside = int((whole["input_ids"][:, :start] == token).sum()), int((ids == token).sum())
         if inside:
             ends = (whole[grid].prod(1) // 4).cumsum(0)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_close
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from helpers import assert_close
 from infinitevl.model.configuration import InfiniteVLConfig
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 
@@ -59,9 +59,7 @@ def test_text(model: Model, cases: dict[str, Tensor]):
 def test_video(model: Model, cases: dict[str, Tensor]):
     pixels, grid, ids = (cases[f"video.{name}"] for name in ("pixel_values", "grid_thw", "input_ids"))
     assert torch.equal(model.get_rope_index(ids, video_grid_thw=grid)[0], cases["video.position_ids"])
-    assert_close(
-        model(ids, pixel_values_videos=pixels, video_grid_thw=grid).logits, cases["video.logits"], TOLERANCE
-    )
+    assert_close(model(ids, pixel_values_videos=pixels, video_grid_thw=grid).logits, cases["video.logits"], TOLERANCE)
 
 
 def test_stream(model: Model, cases: dict[str, Tensor]):
@@ -106,7 +104,9 @@ def test_names_and_shapes(shared: Path, name: str):
 
 def old_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """As transformers 4 wrote them: `visual.*`, `model.layers.*`, `model.embed_tokens.*`, `model.norm.*`."""
-    old = {n.replace("model.language_model.", "model.").replace("model.visual.", "visual."): t for n, t in tensors.items()}
+    old = {
+        n.replace("model.language_model.", "model.").replace("model.visual.", "visual."): t for n, t in tensors.items()
+    }
     assert not old.keys() & {n for n in tensors if n != "lm_head.weight"}
     return old
 

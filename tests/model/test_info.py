@@ -30,7 +30,8 @@ VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 40, "num_heads": 2
 
 def make(folder: Path, tied: bool = True, dtype: torch.dtype = torch.float32, **saving: Any) -> Model:
     config = InfiniteVLConfig(text_config=TEXT, vision_config=VISION, tie_word_embeddings=tied)
-    model = Model(config).to(dtype)
+    model: Any = Model(config)
+    model.to(dtype)
     model.save_pretrained(folder, **saving)
     return model
 
@@ -50,15 +51,15 @@ def test_a_checkpoint(tmp_path: Path, tied: bool, dtype: torch.dtype, saving: di
     parameters = sum(p.numel() for p in model.parameters())  # a tied head counts once
     assert (info.model_type, info.dtype) == ("infinite_vl", dtype)
     assert info.layers == {"sliding_attention": 2, "linear_attention": 3}
-    assert sum(info.parameters.values()) == parameters
+    assert info.parameters.total == parameters
     assert info.weight_bytes == parameters * dtype.itemsize
-    assert sum(info.state_bytes.values()) == model.allocate_state(1).nbytes
+    assert info.state.total == model.allocate_state(1).nbytes
     assert info.missing == info.unexpected == info.misshapen == ()
 
 
 def test_the_parts(tmp_path: Path) -> None:
     model, info = make(tmp_path, tied=False), describe(tmp_path)
-    layers, state = model.model.language_model.layers, model.allocate_state(1)
+    layers, state = model.model.language_model.layers, model.allocate_state(1).tensors()
     norms = [model.model.language_model.norm]
     norms += [norm for layer in layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
     parts = {
@@ -73,10 +74,10 @@ def test_the_parts(tmp_path: Path) -> None:
         assert info.parameters[part] == sum(p.numel() for module in modules for p in module.parameters()), (
             part
         )
-    memory = sum(state.layers[i].memory.nbytes for i in (1, 2, 3))
-    tails = sum(state.layers[i].tail.nbytes for i in (1, 2, 3))
-    rings = sum(state.layers[i].keys.nbytes + state.layers[i].values.nbytes for i in (0, 4))
-    assert info.state_bytes == {
+    memory = sum(state[f"layers.{i}.memory"].nbytes for i in (1, 2, 3))
+    tails = sum(state[f"layers.{i}.tail"].nbytes for i in (1, 2, 3))
+    rings = sum(state[f"layers.{i}.{part}"].nbytes for i in (0, 4) for part in ("keys", "values"))
+    assert info.state == {
         "GDN memory": memory, "convolution tails": tails, "rings": rings, "counters": 32
     }  # fmt: skip
 
@@ -84,7 +85,7 @@ def test_the_parts(tmp_path: Path) -> None:
 def test_the_estimate(tmp_path: Path) -> None:
     make(tmp_path)
     info = describe(tmp_path)
-    state = sum(info.state_bytes.values())
+    state = info.state.total
     assert memory_estimate(info, 1) == (info.weight_bytes or 0) + state + info.working_bytes
     assert memory_estimate(info, 16) - memory_estimate(info, 1) == 15 * (state + info.working_bytes)
     weights = memory_estimate(info, 0)
@@ -97,12 +98,12 @@ def test_the_published_configuration(shared: Path) -> None:
     info, config = describe(folder), InfiniteVLConfig.from_pretrained(folder)
     shapes = json.loads((folder / "state_dict_shapes.json").read_text())
     elements = {name: torch.Size(shape).numel() for name, shape in shapes.items() if name != "lm_head.weight"}
-    assert sum(info.parameters.values()) == sum(elements.values()) == 4_408_381_536
+    assert info.parameters.total == sum(elements.values()) == 4_408_381_536
     assert info.layers == {"sliding_attention": 9, "linear_attention": 27} and info.dtype == torch.bfloat16
     assert info.weight_bytes is None and info.missing == ()
     state = State(config.text_config, 1, torch.device("meta"), torch.bfloat16)
-    assert sum(info.state_bytes.values()) == state.nbytes
-    assert info.state_bytes["GDN memory"] + info.state_bytes["rings"] == 126 << 20
+    assert info.state.total == state.nbytes
+    assert info.state["GDN memory"] + info.state["rings"] == 126 << 20
     assert "not here" in text_of(folder)
 
 
@@ -201,8 +202,8 @@ def test_the_working_set_is_what_a_frame_takes(text: dict[str, int], vision: dic
         image_token_id=9,
     )
     with torch.device("meta"):
-        model = Model(config)
-    model = model.to(torch.bfloat16).to_empty(device="cpu").eval()
+        model: Any = Model(config).eval()
+    model.to(torch.bfloat16).to_empty(device="cpu")
     grid = torch.tensor([[1, FRAME // 14, FRAME // 14]])
     state, ids, pixels = model.allocate_state(1), torch.full((1, 256), 9), torch.zeros(1024, 1176)
     with torch.inference_mode(), Alive() as alive:

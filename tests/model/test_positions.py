@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from helpers import IMAGE, VIDEO, assert_close, text_ids, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers import IMAGE, VIDEO, assert_close, text_ids, tiny_model
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 from infinitevl.model.rope import PositionRule, frequencies, rotary_table, rotate
 
@@ -128,6 +128,17 @@ def test_seconds_of_every_video(model: Model):
     assert model.get_rope_index(ids, None, grid, [1.25])[0][0, 0, ::4].tolist() == [0, 2, 5]
     with pytest.raises(ValueError, match="2 second_per_grid_ts for 1 videos"):
         model.get_rope_index(ids, None, grid, [1.0, 1.0])
+
+
+def test_picture_tokens_without_a_grid_count_as_text(model: Model):
+    """So that decoding goes on when a model writes one."""
+    ids = torch.tensor([[1, 2, IMAGE, 3, VIDEO, 4]])
+    state, positions = model.allocate_state(), []
+    for piece in ids.split(1, 1):
+        places, _ = model._positions(piece, piece >= IMAGE, None, state, None, None, None, None)
+        state.advance(places, piece >= IMAGE, None)
+        positions.append(places)
+    assert torch.equal(torch.cat(positions, 2), torch.arange(6).expand(3, 1, 6))
 
 
 def test_padding_has_no_position(model: Model):

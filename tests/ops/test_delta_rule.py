@@ -1,8 +1,8 @@
 import pytest
 import torch
-from helpers import assert_close, poison, ragged, segments, unpad
 from torch import Tensor
 
+from helpers import assert_close, poison, ragged, segments, unpad
 from infinitevl import ops
 
 TIMES = (1, 3, 63, 64, 65, 100, 257)  # around the chunk of 64
@@ -100,7 +100,14 @@ def test_gradients_equal_reference(time: int, variant: str):
 @pytest.mark.parametrize("time", [1, 5, 63, 64, 65, 100])
 def test_gradcheck(time: int):
     q, k, v = torch.randn(3, 1, time, 2, 3, dtype=torch.float64).unbind()
-    inputs = [q, k, v, -torch.rand(1, time, 2).double(), torch.rand(1, time, 2).double(), torch.randn(1, 2, 3, 3).double()]
+    inputs = [
+        q,
+        k,
+        v,
+        -torch.rand(1, time, 2).double(),
+        torch.rand(1, time, 2).double(),
+        torch.randn(1, 2, 3, 3).double(),
+    ]
     seq_idx = segments(1, time)
     function = lambda *x: ops.gated_delta_rule(*x, seq_idx=seq_idx, backend="eager")  # noqa: E731
     torch.autograd.gradcheck(function, [x.requires_grad_() for x in inputs], fast_mode=time > 5)

@@ -1,14 +1,16 @@
 import pytest
 import torch
-from helpers import assert_close, poison, ragged, segments, unpad
 from torch import Tensor
 
+from helpers import assert_close, poison, ragged, segments, unpad
 from infinitevl import ops
 
 BATCH, CHANNELS, WIDTH = 3, 6, 4
 
 
-def make_case(time: int, variant: str, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor | None], dict[str, Tensor]]:
+def make_case(
+    time: int, variant: str, dtype: torch.dtype = torch.float64
+) -> tuple[list[Tensor | None], dict[str, Tensor]]:
     """x, weight and tail; lengths and seq_idx. Padding is NaN."""
     rows = {}
     if "lengths" in variant:

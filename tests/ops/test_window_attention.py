@@ -1,8 +1,8 @@
 import pytest
 import torch
-from helpers import assert_close, poison, segments, unpad
 from torch import Tensor
 
+from helpers import assert_close, poison, segments, unpad
 from infinitevl import ops
 
 WINDOW, WIDTH = 16, 8
@@ -13,7 +13,9 @@ def stream(batch: int, time: int, heads: int = 4, groups: int = 2, dtype: torch.
     return [torch.randn(batch, time, h, WIDTH, dtype=dtype) for h in (heads, groups, groups)]
 
 
-def rings_after(counts: list[int], slots: int, sinks: int, groups: int = 2, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+def rings_after(
+    counts: list[int], slots: int, sinks: int, groups: int = 2, dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
     """Rings into which row b wrote counts[b] random tokens. What no token was written to is large garbage."""
     rings = [100 * torch.randn(len(counts), groups, slots, WIDTH, dtype=dtype) for _ in range(2)]
     _, k, v = stream(len(counts), max(max(counts), 1), groups=groups, dtype=dtype)

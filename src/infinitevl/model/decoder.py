@@ -32,32 +32,34 @@ class Decoder(nn.Module):
         """Run a chunk of tokens and, where there is a state, advance it in place.
 
         x: [B, T, hidden] embeddings; positions: [3, B, T] int64; vision: [B, T] bool, True at image and video
-        tokens; lengths, seq_idx: as in `ops`; hidden: a list that receives the input of every layer.
+        tokens; lengths, seq_idx: as in `ops`; hidden: a list that receives the input of every layer and the
+        last layer's output.
         Returns [B, T, hidden] after the final norm.
         """
         if state is not None:
-            self._check_state(x, state, seq_idx)
+            self.check_state(x, state, seq_idx)
             state.reserve(x.shape[1])
-        chunk = self._chunk(x, positions, lengths, seq_idx, state)
+        chunk = self.chunk(x, positions, lengths, seq_idx, state)
         for i, layer in enumerate(self.layers):
             if hidden is not None:
                 hidden.append(x)
             x = layer(x, chunk, None if state is None else state.layers[i])
+        if hidden is not None:
+            hidden.append(x)
         if state is not None:
             state.advance(positions, vision, lengths)
         return self.norm(x)
 
-    def _check_state(self, x: Tensor, state: State, seq_idx: Tensor | None) -> None:
+    def check_state(self, x: Tensor, state: State, seq_idx: Tensor | None) -> None:
+        """Raises ValueError where `state` cannot be continued with x."""
         if state.batch_size != x.shape[0]:
             raise ValueError(f"the state has {state.batch_size} rows, the input {x.shape[0]}")
         if seq_idx is not None:
             raise ValueError("packed sequences (seq_idx) cannot continue a state: pass one or the other")
         if self.training and any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers):
-            raise ValueError(
-                "gradient checkpointing would write the state twice: turn it off, or pass no state"
-            )
+            raise ValueError("gradient checkpointing would write the state twice: turn it off, or pass no state")
 
-    def _chunk(
+    def chunk(
         self,
         x: Tensor,
         positions: Tensor,
@@ -65,9 +67,8 @@ class Decoder(nn.Module):
         seq_idx: Tensor | None,
         state: State | None,
     ) -> Chunk:
+        """What the layers share about these tokens; see `forward`."""
         rope = self.config.rope_parameters or {}
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        cos, sin = rotary_table(
-            positions, self.config.head_dim or 0, rope["rope_theta"], rope["mrope_section"], wide
-        )
+        cos, sin = rotary_table(positions, self.config.head_dim or 0, rope["rope_theta"], rope["mrope_section"], wide)
         return Chunk(cos, sin, lengths, seq_idx, None if state is None else state.count)

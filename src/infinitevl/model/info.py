@@ -43,12 +43,20 @@ class Stored:
         return prod(self.shape) * (int(bits[0]) // 8 if bits else 1)
 
 
+class Parts(dict[str, int]):
+    """An amount for each part of a whole."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.values())
+
+
 @dataclass(frozen=True)
 class Info:
     """A checkpoint. Names of tensors are the newest form, `model.language_model.layers...`.
 
     layers: number of layers by type; parameters: elements by PARTS of the model, as config.json implies them;
-    weight_bytes: of the tensors found (None: no weights here); state_bytes: by part, of one new stream (only
+    weight_bytes: of the tensors found (None: no weights here); state: bytes by part of one new stream (only
     a full_attention layer's part grows); working_bytes: `working_set`, of one stream; missing, unexpected,
     misshapen: how the tensors found differ from what config.json implies.
     """
@@ -56,9 +64,9 @@ class Info:
     model_type: str
     dtype: torch.dtype
     layers: dict[str, int]
-    parameters: dict[str, int]
+    parameters: Parts
     weight_bytes: int | None
-    state_bytes: dict[str, int]
+    state: Parts
     working_bytes: int
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
@@ -82,7 +90,7 @@ def describe(checkpoint: Path) -> Info:
         layers=dict(Counter(text.layer_types)),
         parameters=_parameters(expected, text.layer_types),
         weight_bytes=sum(tensor.nbytes for tensor in stored.values()) if stored else None,
-        state_bytes=_state_bytes(State(text, 1, torch.device("meta"), dtype)),
+        state=_state_bytes(State(text, 1, torch.device("meta"), dtype)),
         working_bytes=working_set(config, dtype),
         missing=tuple(name for name in expected if stored and name not in stored),
         unexpected=tuple(name for name in stored if name not in expected),
@@ -96,8 +104,8 @@ def memory_estimate(info: Info, streams: int) -> int:
     """
     weights = info.weight_bytes
     if weights is None:
-        weights = sum(info.parameters.values()) * info.dtype.itemsize
-    return weights + streams * (sum(info.state_bytes.values()) + info.working_bytes)
+        weights = info.parameters.total * info.dtype.itemsize
+    return weights + streams * (info.state.total + info.working_bytes)
 
 
 def working_set(config: InfiniteVLConfig, dtype: torch.dtype) -> int:
@@ -229,15 +237,15 @@ def _part(name: str, layer_types: list[str]) -> str:
     return "embeddings" if "embed_tokens" in name or name.startswith("lm_head") else "norms"
 
 
-def _parameters(shapes: dict[str, torch.Size], layer_types: list[str]) -> dict[str, int]:
-    totals = dict.fromkeys(PARTS, 0)
+def _parameters(shapes: dict[str, torch.Size], layer_types: list[str]) -> Parts:
+    totals = Parts(dict.fromkeys(PARTS, 0))
     for name, shape in shapes.items():
         totals[_part(name, layer_types)] += prod(shape)
     return totals
 
 
-def _state_bytes(state: State) -> dict[str, int]:
-    totals = dict.fromkeys((*STATE_PARTS.values(), "counters"), 0)
+def _state_bytes(state: State) -> Parts:
+    totals = Parts(dict.fromkeys((*STATE_PARTS.values(), "counters"), 0))
     for name, tensor in state.tensors().items():
         totals[STATE_PARTS.get(name.split(".")[-1], "counters")] += tensor.nbytes
     return totals
@@ -245,16 +253,16 @@ def _state_bytes(state: State) -> dict[str, int]:
 
 def render(info: Info) -> RenderableType:
     """Tables for a terminal."""
-    parameters = [*info.parameters.items(), ("in all", sum(info.parameters.values()))]
-    state = [*info.state_bytes.items(), ("in all", sum(info.state_bytes.values()))]
+    parameters = {**info.parameters, "in all": info.parameters.total}
+    state = {**info.state, "in all": info.state.total}
     kind = {"type": info.model_type, "dtype": str(info.dtype).removeprefix("torch.")}
     different = (
         ("missing", info.missing), ("unexpected", info.unexpected), ("of another shape", info.misshapen)
     )  # fmt: skip
     return Group(
         _table("model", kind | {f"{layer} layers": str(n) for layer, n in info.layers.items()}),
-        _table("parameters", {part: f"{n / 1e6:,.1f} M" for part, n in parameters}),
-        _table("state of one stream", {part: _size(n) for part, n in state}),
+        _table("parameters", {part: f"{n / 1e6:,.1f} M" for part, n in parameters.items()}),
+        _table("state of one stream", {part: _size(n) for part, n in state.items()}),
         _table("memory, estimated", _memory(info)),
         *(_table(f"tensors {what}", dict.fromkeys(names, "")) for what, names in different if names),
     )

@@ -157,6 +157,8 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids, inputs_embeds, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw
         )
         batch, time = embeds.shape[:2]
+        if past_key_values is not None:
+            self.model.language_model.check_state(embeds, past_key_values, seq_idx)
         mask = None if attention_mask is None else attention_mask[:, -time:].to(embeds.device)
         vision = self._vision_mask(input_ids, mm_token_type_ids, batch, time)
         deltas = None
@@ -175,7 +177,7 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             loss=None if labels is None else _next_token_loss(logits, labels[:, keep]),
             logits=logits,
             past_key_values=past_key_values,
-            hidden_states=None if hidden is None else (*hidden, x),
+            hidden_states=None if hidden is None else (*hidden[:-1], x),
             rope_deltas=deltas,
         )
 
@@ -201,9 +203,7 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 embeds = _insert(embeds, input_ids == token, self.encode(pixels, _grid(grid)), kind)
         return embeds
 
-    def _vision_mask(
-        self, input_ids: Tensor | None, token_types: Tensor | None, batch: int, time: int
-    ) -> Tensor:
+    def _vision_mask(self, input_ids: Tensor | None, token_types: Tensor | None, batch: int, time: int) -> Tensor:
         """[B, T] bool, True at image and video tokens."""
         if input_ids is not None:
             return (input_ids == self.config.image_token_id) | (input_ids == self.config.video_token_id)
@@ -254,13 +254,10 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         elif input_ids is None:
             raise ValueError("image, video or packed positions need input_ids, or pass position_ids")
         else:
-            positions, deltas = self.get_rope_index(
-                input_ids, image_grid_thw, video_grid_thw, seconds, mask, seq_idx
-            )
-        if state is not None:  # what the state calls `run` is text before the first image here, too
-            seen = vision.cumsum(1) > 0
-            positions = positions + state.position[:, None] + torch.where(seen, state.run[:, None], 0)
-        return positions, deltas
+            positions, deltas = self.get_rope_index(input_ids, image_grid_thw, video_grid_thw, seconds, mask, seq_idx)
+            if state is not None:  # what the state calls `run` is text before the first image here, too
+                positions = positions + torch.where(vision.cumsum(1) > 0, state.run[:, None], 0)
+        return positions if state is None else positions + state.position[:, None], deltas
 
     def get_rope_index(
         self,
@@ -306,11 +303,7 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if stop < len(tokens):
                 (t, h, w), seconds = next(grids[tokens[stop]], ((0, 0, 0), 0.0))
                 start = stop + t * h * w // merge**2
-                if (
-                    t == 0
-                    or any(token != tokens[stop] for token in tokens[stop:start])
-                    or start > len(tokens)
-                ):
+                if t == 0 or any(token != tokens[stop] for token in tokens[stop:start]) or start > len(tokens):
                     raise ValueError("the image and video tokens of the prompt do not match the grids")
                 times = [int(i * seconds * per_second) for i in range(t)]
                 pieces.append(rule.vision(times, h // merge, w // merge))
@@ -324,12 +317,34 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _prepare_position_ids_for_generation(self, *_: Any) -> None:
         """None: `forward` numbers the prompt, the state goes on from there."""
 
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **inputs: Any,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Repeat the rows for beams and samples, and the images and videos of each row with it."""
+        merge, expanded = self.config.vision_config.spatial_merge_size, {}
+        seconds = inputs.pop("second_per_grid_ts", None)
+        for pixels, grid, token in (
+            ("pixel_values", "image_grid_thw", self.config.image_token_id),
+            ("pixel_values_videos", "video_grid_thw", self.config.video_token_id),
+        ):
+            if inputs.get(grid) is not None and input_ids is not None:
+                values, sizes = inputs.pop(pixels), inputs.pop(grid)
+                order = _picture_order((input_ids == token).sum(1), sizes.prod(1) // merge**2, expand_size)
+                pieces = values.split(sizes.prod(1).tolist())
+                expanded |= {pixels: torch.cat([pieces[i] for i in order]), grid: sizes[order]}
+                if seconds is not None and pixels == "pixel_values_videos":
+                    seconds = [float(seconds[i]) for i in order]
+        input_ids, inputs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **inputs)
+        return input_ids, {**inputs, **expanded, "second_per_grid_ts": seconds}
+
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         if inputs.get("input_ids") is not None and inputs["input_ids"].shape[1] == 0:
-            raise ValueError(
-                "no new tokens: with a state, pass the new tokens and a mask that covers the old ones"
-            )
+            raise ValueError("no new tokens: with a state, pass the new tokens and a mask that covers the old ones")
         if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
             inputs |= dict.fromkeys(("image_grid_thw", "video_grid_thw", "position_ids"))
         return inputs
@@ -358,6 +373,13 @@ def _timed(grid: Grid, seconds: Tensor | Sequence[float] | None) -> list[tuple[t
 def _rows(x: Tensor, order: Tensor) -> Tensor:
     """x[b, order[b]] for x [B, T, D]."""
     return x.gather(1, order[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _picture_order(tokens: Tensor, sizes: Tensor, repeats: int) -> list[int]:
+    """Pictures in the order of the rows, each row `repeats` times. tokens: [B] of each row; sizes: of each picture."""
+    stops = torch.searchsorted(sizes.cumsum(0), tokens.cumsum(0), right=True).tolist()
+    rows = zip([0, *stops], stops, strict=False)
+    return [i for start, stop in rows for _ in range(repeats) for i in range(start, stop)]
 
 
 def _insert(embeds: Tensor, where: Tensor, features: Tensor, kind: str) -> Tensor:

@@ -66,9 +66,7 @@ class State:
         self.config = config
         self.bound = 0  # no row holds more tokens than this; on the host, so that growing needs no device
         with torch.inference_mode(False), torch.no_grad():
-            self.layers = [
-                _allocate(config, kind, batch_size, device, dtype) for kind in config.layer_types or []
-            ]
+            self.layers = [_allocate(config, kind, batch_size, device, dtype) for kind in config.layer_types or []]
             self.count, self.position, self.run, self.base = (
                 torch.zeros(batch_size, dtype=torch.int64, device=device) for _ in self.COUNTERS
             )
@@ -127,15 +125,23 @@ class State:
 
     def copy_(self, other: "State") -> "State":
         """Become a copy of `other`, in place. Raises ValueError where shapes differ."""
-        self.bound = other.bound
-        self.reserve(0)
         mine, theirs = self.tensors(), other.tensors()
-        for name, tensor in mine.items():
-            source = theirs.get(name)
-            if source is None or not _fits(tensor, source, name, self.layers):
+        for name in {**mine, **theirs}:
+            if name not in mine or name not in theirs or not _fits(mine[name], theirs[name], name, self.layers):
                 raise ValueError(f"states differ in {name}: they belong to different models or batch sizes")
-            _prefix(tensor, source).copy_(source)
+        self._take(theirs, other.bound)
         return self
+
+    def _take(self, theirs: dict[str, Tensor], bound: int) -> None:
+        """Copy tensors that fit, in place. Slots that hold no token may be more or fewer than here."""
+        self.bound = bound
+        self.reserve(0)
+        for name, tensor in self.tensors().items():
+            if tensor.shape == theirs[name].shape:
+                tensor.copy_(theirs[name])
+            else:
+                slots = min(tensor.shape[2], theirs[name].shape[2])
+                tensor[:, :, :slots].copy_(theirs[name][:, :, :slots])
 
     def reset(self, mask: Tensor | None = None) -> "State":
         """Forget everything, in place. mask: [B] bool, the rows to reset (None: all)."""
@@ -163,8 +169,9 @@ class State:
         try:
             save_file(tensors, partial, metadata)
             os.replace(partial, path)
-        except OSError as error:
-            raise InfiniteVLError(f"cannot write {path}: {error.strerror or error}") from None
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise InfiniteVLError(f"cannot write {path}: {reason}") from None
         finally:
             partial.unlink(missing_ok=True)
 
@@ -175,22 +182,13 @@ class State:
         or another batch size or dtype. The state is unchanged then.
         """
         metadata, tensors = _read(path, self.count.device)
-        _check_model(path, metadata, self.config)
-        previous, self.bound = self.bound, int(metadata.get("bound", 0))
-        self.reserve(0)
-        mine = self.tensors()
-        for name, tensor in mine.items():
+        bound = _check_model(path, metadata, self.config)
+        for name, tensor in self.tensors().items():
             found = tensors.get(name)
             if found is None or found.dtype != tensor.dtype or not _fits(tensor, found, name, self.layers):
-                self.bound = previous
                 raise InfiniteVLError(_mismatch(path, name, tensor, found))
-        for name, tensor in mine.items():
-            _prefix(tensor, tensors[name]).copy_(tensors[name])
-        return {
-            key: value
-            for key, value in metadata.items()
-            if key not in ("format", "version", "model", "bound")
-        }
+        self._take(tensors, bound)
+        return {key: value for key, value in metadata.items() if key not in ("format", "version", "model", "bound")}
 
 
 def _allocate(
@@ -201,9 +199,7 @@ def _allocate(
         memory_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         return DeltaState(
             memory=torch.zeros(batch, heads, key, value, dtype=memory_dtype, device=device),
-            tail=torch.zeros(
-                batch, config.conv_size - 1, heads * (2 * key + value), dtype=dtype, device=device
-            ),
+            tail=torch.zeros(batch, config.conv_size - 1, heads * (2 * key + value), dtype=dtype, device=device),
         )
     grows = kind == "full_attention"
     slots = FIRST_CAPACITY if grows else config.attention_sinks + config.sliding_window
@@ -220,11 +216,7 @@ def _layer_tensors(layer: AttentionState | DeltaState) -> Iterator[tuple[str, Te
 
 def _cloned(layer: AttentionState | DeltaState) -> AttentionState | DeltaState:
     tensors = {name: tensor.clone() for name, tensor in _layer_tensors(layer)}
-    return (
-        AttentionState(**tensors, grows=layer.grows)
-        if isinstance(layer, AttentionState)
-        else DeltaState(**tensors)
-    )
+    return AttentionState(**tensors, grows=layer.grows) if isinstance(layer, AttentionState) else DeltaState(**tensors)
 
 
 def _grown(x: Tensor, slots: int) -> Tensor:
@@ -241,18 +233,14 @@ def _grown(x: Tensor, slots: int) -> Tensor:
 
 
 def _fits(mine: Tensor, theirs: Tensor, name: str, layers: list) -> bool:
-    """Equal shapes; of a layer that grows, theirs may have fewer slots."""
+    """Equal shapes; of a layer that grows, the slots may differ."""
     if mine.shape == theirs.shape:
         return True
     layer = layers[int(name.split(".")[1])] if name.startswith("layers.") else None
     same = mine.dim() == theirs.dim() and all(
         m == t for i, (m, t) in enumerate(zip(mine.shape, theirs.shape)) if i != 2
     )
-    return isinstance(layer, AttentionState) and layer.grows and same and theirs.shape[2] <= mine.shape[2]
-
-
-def _prefix(mine: Tensor, theirs: Tensor) -> Tensor:
-    return mine if mine.shape == theirs.shape else mine[:, :, : theirs.shape[2]]
+    return isinstance(layer, AttentionState) and layer.grows and same
 
 
 def _read(path: str | os.PathLike, device: torch.device) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -267,19 +255,22 @@ def _read(path: str | os.PathLike, device: torch.device) -> tuple[dict[str, str]
         raise InfiniteVLError(f"{path} is not a state file, or is damaged: {reason}") from None
 
 
-def _check_model(path: str | os.PathLike, metadata: dict[str, str], config: InfiniteVLTextConfig) -> None:
+def _check_model(path: str | os.PathLike, metadata: dict[str, str], config: InfiniteVLTextConfig) -> int:
+    """The file's `bound`, where it is a state of this model."""
     if metadata.get("format") != FORMAT:
         raise InfiniteVLError(f"{path} is a safetensors file, but not a saved state")
     if metadata.get("version") != str(VERSION):
-        raise InfiniteVLError(
-            f"{path} is a state of version {metadata.get('version')}; this is version {VERSION}"
-        )
-    saved = json.loads(metadata.get("model", "{}"))
+        raise InfiniteVLError(f"{path} is a state of version {metadata.get('version')}; this is version {VERSION}")
+    try:
+        saved, bound = dict(json.loads(metadata["model"])), int(metadata["bound"])
+    except (KeyError, TypeError, ValueError):
+        raise InfiniteVLError(f"{path} is not a state file, or is damaged: its metadata cannot be read") from None
     for name in SIGNATURE:
         if saved.get(name) != getattr(config, name):
             raise InfiniteVLError(
                 f"{path} belongs to another model: its {name} is {saved.get(name)}, here {getattr(config, name)}"
             )
+    return bound
 
 
 def _mismatch(path: str | os.PathLike, name: str, mine: Tensor, found: Tensor | None) -> str:

@@ -124,8 +124,6 @@ def write_ring(
     run(ring_k, ring_v, k, v, count, sinks=sinks, lengths=lengths)
 
 
-def gated_rms_norm(
-    x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, backend: str | None = None
-) -> Tensor:
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:
     """x / sqrt(mean x^2 + eps) * weight * silu(gate) over the last dimension. x, gate: [..., V]; weight: [V]."""
     return implementation("gated_rms_norm", x.device, backend)(x, gate, weight, eps)

@@ -49,29 +49,53 @@ def preprocess(
     The last frame is repeated to fill a temporal patch, so a picture is a video with N = 1. Rows go by
     temporal patch, then by merge block, then inside it; each is [channel, temporal, p, p], flattened.
     """
+    frames = resize(frames, factor=patch_size * merge_size, min_pixels=min_pixels, max_pixels=max_pixels)
+    return to_patches(
+        frames,
+        patch_size=patch_size,
+        merge_size=merge_size,
+        temporal_patch_size=temporal_patch_size,
+        mean=mean,
+        std=std,
+        dtype=dtype,
+    )
+
+
+def resize(frames: Tensor, *, factor: int = 28, min_pixels: int, max_pixels: int) -> Tensor:
+    """uint8 [N, H, W, 3] to uint8 [N, h, w, 3] of the size that `smart_resize` names."""
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise InfiniteVLError(f"frames are {frames.dtype} {list(frames.shape)}, not uint8 [N, H, W, 3]")
-    factor = patch_size * merge_size
     height, width = frames.shape[1:3]
     size = smart_resize(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
-    frames = _resize(frames.permute(0, 3, 1, 2), size)
+    return frames if size == (height, width) else _resize(frames.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+
+
+def to_patches(
+    frames: Tensor,
+    *,
+    patch_size: int = 14,
+    merge_size: int = 2,
+    temporal_patch_size: int = 2,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, tuple[int, int, int]]:
+    """The second half of `preprocess`, for uint8 frames [N, h, w, 3] of a size that the model takes."""
     missing = -len(frames) % temporal_patch_size
     if missing:
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
-    patches = _patchify(frames, patch_size, merge_size, temporal_patch_size)
-    grid = (len(frames) // temporal_patch_size, size[0] // patch_size, size[1] // patch_size)
+    grid = (len(frames) // temporal_patch_size, frames.shape[1] // patch_size, frames.shape[2] // patch_size)
+    patches = _patchify(frames.permute(0, 3, 1, 2), patch_size, merge_size, temporal_patch_size)
     return _normalise(patches, mean, std, dtype), grid
 
 
 def _resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """Bicubic with antialiasing, uint8 [N, 3, H, W] to [N, 3, *size], as Pillow does it, to 1 or 2 levels."""
     height, width = frames.shape[2:]
-    if (height, width) == size:
-        return frames
-    resize = _across_then_down if frames.device.type == "cpu" else _across_then_down_float
+    passes = _across_then_down if frames.device.type == "cpu" else _across_then_down_float
     if size[0] < height and size[1] > width:  # where Pillow 13 finds it cheaper to go down first
-        return resize(frames.transpose(2, 3), (size[1], size[0])).transpose(2, 3)
-    return resize(frames, size)
+        return passes(frames.transpose(2, 3), (size[1], size[0])).transpose(2, 3)
+    return passes(frames, size)
 
 
 def _across_then_down(frames: Tensor, size: tuple[int, int]) -> Tensor:

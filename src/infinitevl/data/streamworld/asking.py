@@ -9,7 +9,7 @@ from infinitevl.data.streamworld.questions import KINDS, Question, ask
 from infinitevl.data.streamworld.truths import Context
 from infinitevl.data.streamworld.world import World
 
-PATIENCE = 16  # frames that a question waits for its own kind, then any kind of its group will do
+PATIENCE = 24  # frames that a question waits for its own kind, then any kind of its group will do
 
 Due = tuple[int, str]  # from this frame on, a question of this group
 
@@ -36,7 +36,7 @@ class Asker:
         self.log.observe(self._at.world.moment(index))
         while self._next and self._next[0] <= index:
             frame, group = self._next
-            self._waiting.append((frame, group, self._draw(KINDS[group])))
+            self._waiting.append((frame, group, self._draw(list(KINDS[group]))))
             self._next = next(self._due, None)
         asked: list[Question] = []
         self._waiting = [wish for wish in self._waiting if not self._try(wish, asked)]
@@ -61,8 +61,8 @@ class Asker:
         repeated = question and any((q.kind, q.answer) == (question.kind, question.answer) for q in asked)
         return None if repeated else question
 
-    def _draw(self, kinds: dict[str, object]) -> str:
-        return list(kinds)[self._at.rng.integers(len(kinds))]
+    def _draw(self, kinds: list[str]) -> str:
+        return kinds[self._at.rng.integers(len(kinds))]
 
 
 def scattered(rng: np.random.Generator, frames: int, questions: int, groups: tuple[str, ...]) -> list[Due]:

@@ -3,6 +3,8 @@
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -58,14 +60,10 @@ def draw_value(rng: np.random.Generator) -> Value:
     return draw_number(rng) if rng.random() < 0.5 else draw_word(rng)
 
 
-def no_cards(index: int) -> Card | None:
-    return None
-
-
 def listed(cards: Sequence[Card]) -> CardPlan:
     """Just these cards, in order of time, never two at once."""
     starts = [card.start for card in cards]
-    if any(a.stop > b.start for a, b in zip(cards, cards[1:], strict=False)):
+    if any(a.stop > b.start for a, b in pairwise(cards)):
         raise InfiniteVLError("two cards at once, or cards out of order")
 
     def plan(index: int) -> Card | None:
@@ -82,20 +80,18 @@ def endless(seed: int, split: Split, every: int, frames: tuple[int, int]) -> Car
     """
     if not 0 < frames[0] <= frames[1] < every:
         raise InfiniteVLError(f"a card of {frames} frames does not fit into every {every} frames")
-    keys, last = pairs(split), [-1]
-    held: list[Card] = []
+    keys = pairs(split)
 
-    def plan(index: int) -> Card | None:
-        block = index // every
-        if last[0] != block:
-            last[0], held[:] = block, [make(block)]
-        return held[0] if held[0].start <= index < held[0].stop else None
-
+    @lru_cache(maxsize=4)
     def make(block: int) -> Card:
         rng = generator(seed, split, CARD_STREAM, block)
         length = int(rng.integers(frames[0], frames[1] + 1))
         start = block * every + int(rng.integers(every - length))
         return make_card(rng, start, length, keys[rng.integers(len(keys))], draw_value(rng))
+
+    def plan(index: int) -> Card | None:
+        card = make(index // every)
+        return card if card.start <= index < card.stop else None
 
     return plan
 

@@ -193,7 +193,7 @@ def _write(board: np.ndarray, mask: np.ndarray, ink: Colour, left: int, top: int
 
 @lru_cache(maxsize=4)
 def noise_pool(pixels: int) -> np.ndarray:
-    """Noise for frames of `pixels` values, uint8 [8 * pixels] modulo 256: any slice added to a frame is one."""
+    """Noise for frames of `pixels` values, uint8 [8 * pixels], negative ones modulo 256."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, NOISE + 1, 8 * pixels) + rng.integers(0, NOISE + 1, 8 * pixels) - NOISE
     return noise.astype(np.uint8)

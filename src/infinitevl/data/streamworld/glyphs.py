@@ -1,4 +1,4 @@
-"""Capital letters and digits in five faces, with no font file: our own 5x7 dots, and the face inside Pillow."""
+"""Capitals and digits in five faces, with no font file: our own 5x7 dots, and the face inside Pillow."""
 
 from functools import lru_cache
 from typing import Literal, get_args
@@ -25,7 +25,7 @@ COLUMNS = {
 
 @lru_cache(maxsize=4096)
 def text_mask(text: str, face: Face, height: int) -> np.ndarray:
-    """How much ink is where, uint8 [h, w], for `text` in capitals about `height` pixels high, cut to the ink."""
+    """Where the ink is, uint8 [h, w], for `text` in capitals about `height` pixels high, cut to the ink."""
     if face in ("dots", "heavy dots"):
         mask = _dots(text.upper(), height, heavy=face == "heavy dots")
     else:

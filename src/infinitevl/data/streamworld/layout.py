@@ -9,7 +9,7 @@ from infinitevl.data.streamworld.vocabulary import Split
 from infinitevl.errors import InfiniteVLError
 
 SHORTEST, LONGEST = 2, 6  # frames that a card is shown
-REBINDING = 0.2  # how often a card of mixed cards takes a key that was used before
+REBINDING = 0.3  # how often a card of mixed cards takes a key that was used before
 MOST_MIXED = 48  # mixed cards in one episode, however long
 
 Span = tuple[int, int]  # the first frame, and the number of frames
@@ -63,7 +63,7 @@ class Recall:
         before = self.cards - 1 - since
         longest = stop - (SHORTEST + 1) * before
         length = int(rng.integers(SHORTEST, max(SHORTEST, min(LONGEST, longest)) + 1))
-        spans = place(rng, before, 0, stop - length - 1) + [(stop - length, length)]
+        spans = [*place(rng, before, 0, stop - length - 1), (stop - length, length)]
         return spans + place(rng, since, stop + 1, self.frames - 1), before
 
 

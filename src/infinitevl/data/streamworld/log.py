@@ -7,7 +7,7 @@ from infinitevl.data.streamworld.scene import Scene, Sign
 from infinitevl.data.streamworld.vocabulary import Pair, Value
 from infinitevl.data.streamworld.world import Moment
 
-CLEAR = 0.6  # a thing counts as seen when this part of it is visible
+CLEAR = 0.8  # a thing counts as seen when this part of it is visible
 
 
 @dataclass(slots=True)

@@ -61,13 +61,13 @@ def previous_sign(at: Context) -> Truth | None:
 def first(at: Context) -> Truth | None:
     """Which of two cards, each shown once, came first."""
     two = _two(at, [fact for fact in _gone(at) if fact.showings == 1])
-    return two and _compared(at, two, min(two, key=lambda fact: fact.start))
+    return _compared(at, two, min(two, key=lambda fact: fact.start)) if two else None
 
 
 def later(at: Context) -> Truth | None:
     """Which of two cards was shown more recently."""
     two = _two(at, _gone(at))
-    return two and _compared(at, two, max(two, key=lambda fact: fact.start))
+    return _compared(at, two, max(two, key=lambda fact: fact.start)) if two else None
 
 
 def scenes(at: Context) -> Truth | None:
@@ -95,8 +95,9 @@ def appeared(at: Context) -> Truth | None:
     options = list(seen) if yes else never
     pair = options[at.rng.integers(len(options))]
     last = max(seen[pair], at.log.sighted.get(pair, 0)) if yes else 0
+    thing = f"{'an' if pair[1] == 'orange' else 'a'} {name(pair)}"
     held_out = pair in HELD_OUT_PAIRS
-    return Truth("yes" if yes else "no", 1 / 2, {"key": name(pair)}, at.index - last, held_out=held_out)
+    return Truth("yes" if yes else "no", 1 / 2, {"thing": thing}, at.index - last, held_out=held_out)
 
 
 def value_of(at: Context, fact: CardFact) -> Truth:

@@ -5,6 +5,7 @@ Each function gives the truth of one kind of question at a frame, or None where 
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 
 from infinitevl.data.streamworld.draw import UNIT
 from infinitevl.data.streamworld.log import CLEAR
@@ -24,6 +25,8 @@ APART = 10.0  # units between things, or from the middle of the frame, that make
 GLANCE = 4  # frames in which a movement must show
 STEP = 1.0  # least movement in each of them, in units
 CROSSING = 24  # frames in which a thing comes in, or goes out, entirely
+RECENT = 8  # frames for which a thing has "just" left
+SIDES = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 
 
 def sign_word(at: Context) -> Truth | None:
@@ -68,18 +71,13 @@ def beside(at: Context) -> Truth | None:
     anchor, sights = _pick(at, _alone(at, lambda thing: thing.shape)), _clear(at)
     if anchor is None or sights is None:
         return None
-    side = ("left of", "right of", "above", "below")[at.rng.integers(4)]
-    horizontal, sign = side.endswith("of"), 1 if side in ("right of", "below") else -1
-    away = [
-        (sign * ((other.x - anchor.x) if horizontal else (other.y - anchor.y)), other)
-        for other in sights
-        if other is not anchor
-    ]
-    there = [other for distance, other in away if distance > 0]
-    if len(there) != 1 or any(abs(distance) < APART for distance, _ in away):
+    others = [sight for sight in sights if sight is not anchor]
+    found = [(side, _only(others, anchor, way)) for side, way in SIDES.items()]
+    options = [(side, sight) for side, sight in found if sight]
+    if not options:
         return None
-    fields = {"side": side, "shape": anchor.thing.shape}
-    return _about(there[0], there[0].thing.shape, 1 / len(SHAPES), **fields)
+    side, sight = options[at.rng.integers(len(options))]
+    return _about(sight, sight.thing.shape, 1 / len(SHAPES), side=side, shape=anchor.thing.shape)
 
 
 def count(at: Context) -> Truth | None:
@@ -131,11 +129,11 @@ def moving(at: Context) -> Truth | None:
 def left(at: Context) -> Truth | None:
     """The one thing that went out of the frame in the last frames, and was clearly visible before."""
     gone = [thing for thing, outside in _crossings(at) if outside[-1] and not all(outside)]
-    if len(gone) != 1 or not _undisturbed(at):
+    if len(gone) != 1 or not _undisturbed(at, RECENT):
         return None
     thing = gone[0]
     shown = [i for i in range(at.index - CROSSING, at.index) if _visible(at, i, thing) > 0]
-    if not shown or at.index - shown[-1] > GLANCE or max(_visible(at, i, thing) for i in shown) < CLEAR:
+    if not shown or at.index - shown[-1] > RECENT or max(_visible(at, i, thing) for i in shown) < CLEAR:
         return None
     held_out = thing.pair in HELD_OUT_PAIRS
     return Truth(name(thing.pair), 1 / len(pairs(at.split)), age=at.index - shown[-1], held_out=held_out)
@@ -144,7 +142,7 @@ def left(at: Context) -> Truth | None:
 def entered(at: Context) -> Truth | None:
     """The one thing that was out of the frame some frames ago, and now is clearly visible."""
     come = [thing for thing, outside in _crossings(at) if not outside[-1] and any(outside)]
-    if len(come) != 1 or not _undisturbed(at) or _visible(at, at.index, come[0]) < CLEAR:
+    if len(come) != 1 or not _undisturbed(at, GLANCE) or _visible(at, at.index, come[0]) < CLEAR:
         return None
     pair = come[0].pair
     return Truth(name(pair), 1 / len(pairs(at.split)), held_out=pair in HELD_OUT_PAIRS)
@@ -176,20 +174,27 @@ def _alone(at: Context, trait: Callable[[Thing], str]) -> list[Sight]:
     return [s for s in sights if s.visible >= CLEAR and times[trait(s.thing)] == 1]
 
 
+def _only(others: list[Sight], anchor: Sight, way: tuple[int, int]) -> Sight | None:
+    """The one thing on this side of the anchor; None if there are more, or one is not clearly beside it."""
+    far = [way[0] * (other.x - anchor.x) + way[1] * (other.y - anchor.y) for other in others]
+    there = [other for other, distance in zip(others, far, strict=True) if distance > 0]
+    return there[0] if len(there) == 1 and min(map(abs, far)) >= APART else None
+
+
 def _pick(at: Context, sights: list[Sight]) -> Sight | None:
     return sights[at.rng.integers(len(sights))] if sights else None
 
 
-def _undisturbed(at: Context) -> bool:
-    """Whether the last frames belong to one scene and show no card."""
-    first = at.index - GLANCE
+def _undisturbed(at: Context, frames: int) -> bool:
+    """Whether this frame and so many before it belong to one scene and show no card."""
+    first = at.index - frames
     same = first >= at.moment.scene.start
     return same and not any(at.world.card(i) for i in range(first, at.index + 1))
 
 
 def _watched(at: Context) -> list[Sight]:
     """Things told by their shape alone that were clearly visible in all the last frames."""
-    if not _undisturbed(at):
+    if not _undisturbed(at, GLANCE):
         return []
     frames = range(at.index - GLANCE, at.index)
     alone = _alone(at, lambda thing: thing.shape)
@@ -204,7 +209,7 @@ def _path(at: Context, thing: Thing) -> list[float]:
 def _steady(at: Context, thing: Thing) -> bool:
     """Whether it moved clearly, and one way, in the last frames."""
     path = _path(at, thing)
-    steps = [b - a for a, b in zip(path, path[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(path)]
     return min(steps) >= STEP or max(steps) <= -STEP
 
 

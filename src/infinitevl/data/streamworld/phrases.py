@@ -13,7 +13,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
     ),
     "card_value": ("Which {sort} is on the card?", "Read the {sort} on the card.", "What does the card say?"),
     "card_icon": (
-        "Which shape is on the card?",
+        "Which icon is on the card?",
         "What is the icon of the card?",
         "Name the picture on the card.",
     ),
@@ -34,8 +34,8 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "In what direction does the {shape} move?",
     ),
     "moving": ("Is the {shape} moving or still?", "Does the {shape} stand still or is it moving?"),
-    "left": ("What just left?", "Which shape just went out?", "What went out of the picture?"),
-    "entered": ("What just came in?", "Which shape just came in?", "What is new in the picture?"),
+    "left": ("What just left?", "What has just gone?", "What went out of the picture?"),
+    "entered": ("What just came in?", "What has just entered?", "What is new in the picture?"),
     "card": (
         "Which {sort} did the {key} card show?",
         "What {sort} was on the card with the {key}?",
@@ -49,7 +49,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "card_key": (
         "Which card showed the {sort} {value}?",
         "What was the icon of the card with {value}?",
-        "Which shape was beside {value}?",
+        "Which picture was beside {value}?",
     ),
     "first_card": ("Which {sort} did the first card show?", "What {sort} was on the very first card?"),
     "last_card": ("Which {sort} did the last card show?", "What {sort} was on the latest card?"),
@@ -68,7 +68,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
     ),
     "scenes": ("How many scenes so far?", "How many scenes were there so far?", "Count the scenes so far."),
     "cards": ("How many cards so far?", "How many cards were shown so far?", "Count the cards so far."),
-    "appeared": ("Did a {key} appear?", "Was there a {key}?", "Has a {key} been shown?"),
+    "appeared": ("Did {thing} appear?", "Was there {thing}?", "Has {thing} been shown?"),
     "copy": ("Repeat the word {word}.", "Say {word}.", "Write {word}."),
     "sort": ("Sort {list}.", "Put {list} in order.", "Sort from small to large: {list}"),
     "total": ("What is {a} + {b}?", "{a} + {b} =", "Add {a} and {b}."),

@@ -18,7 +18,7 @@ from infinitevl.data.streamworld.vocabulary import (
 )
 
 DIAMETERS = (14, 22, 34)  # of small, medium and large things
-PAUSE = 24  # units beyond the edge before a thing that left comes in again on the other side
+PAUSE = 16  # units beyond the edge before a thing that left comes in again on the other side
 INKS: tuple[tuple[Colour, Colour], ...] = (  # ink and paper of signs
     ((20, 20, 20), (235, 235, 230)),
     ((235, 235, 235), (24, 24, 28)),
@@ -161,8 +161,11 @@ def _make_thing(rng: np.random.Generator, pair: Pair) -> Thing:
     radius = DIAMETERS[size] / 2
     x, y = radius + 1 + rng.random(2) * (UNIT - 2 * radius - 2)
     velocity = float(1.2 + 2.3 * rng.random()) * (1 if rng.random() < 0.5 else -1)
-    motion = "still" if kind < 0.4 else "bounce" if kind < 0.65 else "cross"
-    return Thing(*pair, size, motion, (float(x), float(y)), int(rng.integers(2)), velocity)
+    motion = "still" if kind < 0.35 else "bounce" if kind < 0.55 else "cross"
+    axis, start = int(rng.integers(2)), [float(x), float(y)]
+    if motion == "cross":  # some begin outside
+        start[axis] = float(rng.random() * (UNIT + 2 * radius + PAUSE) - radius)
+    return Thing(*pair, size, motion, (start[0], start[1]), axis, velocity)
 
 
 def _crowding(thing: Thing, others: list[Thing], sign: Sign | None) -> float:

@@ -40,8 +40,8 @@ class Truth:
     `fields` fill the phrases; `chance` is how often the best guess is right that knows what answers there are
     but no picture; `age` is the number of frames since the evidence was last visible (of several pieces, the
     oldest); `facts` counts the cards, or for signs the signs, that began since (0 where neither is asked
-    about); `rivals` counts the other answers that the stream has shown and that would fit the question; `held_out` says that the pair asked
-    about is never shown in training.
+    about); `rivals` counts the other answers that the stream has shown and that would fit the question;
+    `held_out` says that the pair asked about is never shown in training.
     """
 
     answer: str

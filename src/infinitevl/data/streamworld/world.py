@@ -68,7 +68,8 @@ class World:
             raise InfiniteVLError(f"no frames of {size} pixels: give a multiple of {TOKEN}, at least {UNIT}")
         if not 1 <= scene_frames[0] <= scene_frames[1]:
             raise InfiniteVLError(f"no scenes of {scene_frames} frames")
-        self.seed, self.split, self.size, self.scene_frames = seed, split, size, scene_frames
+        self.split: Split = split
+        self.seed, self.size, self.scene_frames = seed, size, scene_frames
         self.card = cards or endless(seed, split, 32, (2, 6))
         self.tokens = (size // TOKEN) ** 2  # of a frame
         self._salt = world_number(seed, split)
@@ -123,21 +124,21 @@ class World:
 
     def _look(self, index: int) -> tuple[Sight, ...]:
         scene, card = self.scene(index), self.card(index)
+        t = index - scene.start
         owner = np.zeros((UNIT, UNIT), np.uint8)  # which thing, counted from 1, a pixel shows
-        whole, t = [], index - scene.start
         for number, thing in enumerate(scene.things, 1):
-            mask = sprite(thing.shape, thing.colour, thing.diameter).mask[..., 0]
-            whole.append(int(np.count_nonzero(mask)))
-            _cover(owner, mask, _top_left(thing.at(t), thing.diameter), number)
+            if not thing.outside(t):
+                _cover(owner, _outline(thing), _top_left(thing.at(t), thing.diameter), number)
         for cover in (scene.sign, card):
             if cover:
                 left, top, width, height = cover.box
                 owner[top : top + height, left : left + width] = 0
-        shown = np.bincount(owner.ravel(), minlength=len(whole) + 1)[1:]
-        return tuple(
-            Sight(thing, *thing.at(t), int(pixels) / all_pixels, thing.outside(t))
-            for thing, pixels, all_pixels in zip(scene.things, shown, whole, strict=True)
-        )
+        return tuple(self._sight(thing, t, owner == number) for number, thing in enumerate(scene.things, 1))
+
+    @staticmethod
+    def _sight(thing: Thing, t: int, shown: np.ndarray) -> Sight:
+        visible = np.count_nonzero(shown) / np.count_nonzero(_outline(thing))
+        return Sight(thing, *thing.at(t), visible, thing.outside(t))
 
     def _make_scene(self, number: int, start: int) -> Scene:
         rng = generator(self.seed, self.split, SCENE, number)
@@ -171,6 +172,11 @@ class World:
 
     def _corner(self, box: Box) -> tuple[int, int]:
         return round(box[0] * self.size / UNIT), round(box[1] * self.size / UNIT)
+
+
+def _outline(thing: Thing) -> np.ndarray:
+    """Which pixels it covers where a unit is a pixel, bool [diameter, diameter]."""
+    return sprite(thing.shape, thing.colour, thing.diameter).mask[..., 0]
 
 
 def _top_left(centre: tuple[float, float], pixels: int) -> tuple[int, int]:

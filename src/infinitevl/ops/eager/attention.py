@@ -62,9 +62,7 @@ def _blocks(time: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + BLOCK, time)
 
 
-def _visible_columns(
-    start: int, stop: int, slots: int, window: int | None, sinks: int
-) -> list[tuple[int, int]]:
+def _visible_columns(start: int, stop: int, slots: int, window: int | None, sinks: int) -> list[tuple[int, int]]:
     """The ranges of columns of [ring, chunk] that some query of chunk rows start..stop may see."""
     first = 0 if window is None else max(0, start - window + 1)
     if first == 0:

@@ -1,0 +1,73 @@
+"""Samples of any length packed into rows of one length, with nothing passing between them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from infinitevl.data.encode import IGNORED, Encoded
+
+
+@dataclass
+class Batch:
+    """B rows of T tokens: packed samples, then padding.
+
+    ids, targets, seq_idx: [B, T]; positions: [3, B, T]; lengths: [B] real tokens of each row;
+    frames: uint8 [n, height, width, 3], all images and videos in the order of their tokens, row by row; neighbours
+    of one size are one tensor.
+    """
+
+    ids: Tensor
+    targets: Tensor
+    positions: Tensor
+    seq_idx: Tensor
+    lengths: Tensor
+    frames: list[Tensor]
+
+    def to(self, device: torch.device) -> "Batch":
+        moved = (
+            x.to(device, non_blocking=True)
+            for x in (self.ids, self.targets, self.positions, self.seq_idx, self.lengths)
+        )
+        return Batch(*moved, [x.to(device, non_blocking=True) for x in self.frames])
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens."""
+        return int(self.lengths.sum())
+
+
+def fill_row(samples: Iterable[Encoded], tokens: int) -> list[Encoded]:
+    """The samples, in order, that fit into a row: it ends at the first that does not."""
+    row, used = [], 0
+    for sample in samples:
+        if used + len(sample) > tokens:
+            break
+        row.append(sample)
+        used += len(sample)
+    return row
+
+
+def pack(rows: list[list[Encoded]], tokens: int) -> Batch:
+    """Rows of samples, each at most `tokens` long in all, to a batch."""
+    ids = torch.zeros(len(rows), tokens, dtype=torch.int64)
+    targets, seq_idx = torch.full_like(ids, IGNORED), torch.zeros_like(ids)
+    positions = torch.zeros(3, len(rows), tokens, dtype=torch.int64)
+    lengths = torch.tensor([sum(map(len, row)) for row in rows])
+    for b, row in enumerate(rows):
+        start = 0
+        for number, sample in enumerate(row):
+            place = slice(start, start + len(sample))
+            ids[b, place], targets[b, place], seq_idx[b, place] = sample.ids, sample.targets, number
+            positions[:, b, place] = sample.positions
+            start = place.stop
+    frames = [clip for row in rows for sample in row for clip in sample.frames]
+    return Batch(ids, targets, positions, seq_idx, lengths, _joined(frames))
+
+
+def _joined(clips: list[Tensor]) -> list[Tensor]:
+    """Neighbouring clips of one size as one: frames do not see each other in the vision tower."""
+    runs = groupby(clips, key=lambda clip: clip.shape[1:])
+    return [torch.cat(list(run)) for _, run in runs]

@@ -1,0 +1,81 @@
+"""Contact sheets: questions of every kind with the frames they are about, for people to look at."""
+
+from itertools import count
+
+from PIL import Image, ImageDraw, ImageFont
+
+from infinitevl.data.streamworld.draw import UNIT
+from infinitevl.data.streamworld.episodes import Episode, sample
+from infinitevl.data.streamworld.perception import GLANCE, RECENT
+from infinitevl.data.streamworld.questions import KINDS, Question
+from infinitevl.data.streamworld.vocabulary import Split
+
+GAP, TEXT = 8, 44  # pixels between cells, and below each for the words
+MOST_EPISODES = 400
+
+
+def contact_sheet(
+    seed: int = 0,
+    split: Split = "train",
+    *,
+    per_kind: int = 1,
+    groups: tuple[str, ...] = tuple(KINDS),
+    zoom: int = 2,
+    columns: int = 4,
+    size: int = UNIT,
+    frames: int = 64,
+) -> Image.Image:
+    """A picture with `per_kind` questions of each kind, from the first episodes that have them.
+
+    Beside each question stand the frame with its evidence (for movements an earlier one) and the frame at
+    which it is asked; below them the question, the answer and the age.
+    """
+    cells = [_cell(*found, zoom) for found in _find(seed, split, groups, per_kind, size, frames)]
+    wide, high = (max(cell.size[axis] for cell in cells) for axis in (0, 1))
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (columns * (wide + GAP) + GAP, rows * (high + GAP) + GAP), "white")
+    for i, cell in enumerate(cells):
+        sheet.paste(cell, (GAP + i % columns * (wide + GAP), GAP + i // columns * (high + GAP)))
+    return sheet
+
+
+def _find(
+    seed: int, split: Split, groups: tuple[str, ...], per_kind: int, size: int, frames: int
+) -> list[tuple[Episode, Question]]:
+    """The first questions of each kind, in the order of the kinds."""
+    found: dict[tuple[str, str], list[tuple[Episode, Question]]] = {
+        (group, kind): [] for group in groups for kind in KINDS[group]
+    }
+    for number in count(seed):
+        if all(len(some) >= per_kind for some in found.values()) or number == seed + MOST_EPISODES:
+            break
+        episode = sample(number, split, frames=frames, questions=2 * len(groups), groups=groups, size=size)
+        for question in episode.questions:
+            some = found[question.group, question.kind]
+            if len(some) < per_kind and all(episode.seed != other.seed for other, _ in some):
+                some.append((episode, question))
+    return [pair for some in found.values() for pair in some]
+
+
+def _cell(episode: Episode, question: Question, zoom: int) -> Image.Image:
+    """Two frames side by side, or one that has all the evidence, over two lines of words."""
+    earlier = max(0, question.frame - _back(question))
+    side = zoom * episode.frames.shape[1]
+    cell = Image.new("RGB", (2 * side + GAP // 2, side + TEXT), "white")
+    for place, index in enumerate(sorted({earlier, question.frame})):
+        picture = Image.fromarray(episode.frames[index]).resize((side, side), Image.Resampling.NEAREST)
+        cell.paste(picture, (place * (side + GAP // 2), 0))
+    pen, font = ImageDraw.Draw(cell), ImageFont.load_default(size=14)
+    pen.text((2, side + 3), question.question, "black", font)
+    held_out = ", held out" if question.held_out else ""
+    about = f"{question.kind}, frame {question.frame}, age {question.age}{held_out}"
+    pen.text((2, side + 22), question.answer, "red", font)
+    pen.text((side, side + 22), about, "grey", font)
+    return cell
+
+
+def _back(question: Question) -> int:
+    """How many frames earlier the evidence shows best."""
+    if question.kind in ("left", "entered"):
+        return question.age + RECENT
+    return GLANCE if question.group == "move" else question.age

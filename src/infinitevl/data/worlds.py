@@ -1,0 +1,91 @@
+"""StreamWorld as training data: the batch of every step is a function of the recipe and the step alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from infinitevl.data.encode import Encoded, Encoder
+from infinitevl.data.packing import Batch, fill_row, pack
+from infinitevl.data.sample import VIDEO_MARK, Sample
+from infinitevl.data.streamworld.episodes import Episode, episode, sample, text_questions
+from infinitevl.data.streamworld.questions import Question
+
+VISUAL = ("read", "see", "move")
+MEMORY = ("recall", "order")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of episode in a mixture.
+
+    frames: shortest and longest; questions: per episode, asked on the way; groups: of StreamWorld; cards: facts to
+    remember, None for a random number; at_end: a test of memory, with all questions after the last frame.
+    """
+
+    weight: float
+    frames: tuple[int, int] = (1, 8)
+    questions: int = 4
+    groups: tuple[str, ...] = VISUAL
+    cards: int | None = None
+    at_end: bool = False
+
+
+class WorldBatches(Dataset):
+    """Batch `step` of a mixture of StreamWorld episodes of the training split."""
+
+    def __init__(
+        self, parts: tuple[Part, ...], encoder: Encoder, *, rows: int, tokens: int, steps: int, seed: int, size: int
+    ):
+        self.parts, self.encoder = parts, encoder
+        self.rows, self.tokens, self.steps, self.seed, self.size = rows, tokens, steps, seed, size
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        return pack([fill_row(self._samples(step, row), self.tokens) for row in range(self.rows)], self.tokens)
+
+    def _samples(self, step: int, row: int) -> Iterator[Encoded]:
+        rng = np.random.default_rng((self.seed, step, row))
+        weights = np.array([part.weight for part in self.parts])
+        while True:
+            part = self.parts[rng.choice(len(self.parts), p=weights / weights.sum())]
+            yield self.encoder(world_sample(part, rng, self.size))
+
+
+def world_sample(part: Part, rng: np.random.Generator, size: int) -> Sample:
+    """A conversation about a new episode of this kind."""
+    seed, frames = int(rng.integers(2**48)), int(rng.integers(part.frames[0], part.frames[1] + 1))
+    if part.groups == ("text",):
+        return conversation(None, text_questions(seed, "train", part.questions))
+    if part.at_end:
+        cards = min(part.cards or int(rng.integers(1, 9)), max(1, frames // 8))
+        made = episode(seed, "train", frames=frames, cards=cards, asked=min(part.questions, cards), size=size)
+    else:
+        made = sample(
+            seed, "train", frames=frames, questions=part.questions, groups=part.groups, cards=part.cards, size=size
+        )
+    return conversation(made, list(made.questions))
+
+
+def conversation(made: Episode | None, questions: list[Question]) -> Sample:
+    """The episode as a stream that is asked on the way and remembers what it said."""
+    messages, videos, start = [], [], 0
+    for at, group in groupby(questions, key=lambda question: question.frame):
+        for number, question in enumerate(group):
+            mark = ""
+            if number == 0 and made is not None and at >= start:
+                videos.append(made.frames[start : at + 1])
+                start, mark = at + 1, VIDEO_MARK
+            messages += [
+                {"role": "user", "content": mark + question.question},
+                {"role": "assistant", "content": question.answer},
+            ]
+    if not messages:  # nothing could be asked: the stream is there to be watched
+        messages = [{"role": "user", "content": "Say nothing."}, {"role": "assistant", "content": "ok"}]
+    return Sample(
+        messages, videos=videos, fps=made.fps if made else 1.0, name=f"StreamWorld {made.seed if made else ''}"
+    )
