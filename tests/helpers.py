@@ -37,7 +37,7 @@ def tiny_config(layer_types: Sequence[str] = HYBRID, **text: Any) -> InfiniteVLC
 
 @torch.no_grad()
 def randomise(module: torch.nn.Module, std: float = 0.15) -> None:
-    """Weights large enough that no part of a small model can be cut unnoticed. Leaves A_log and dt_bias as they are."""
+    """Weights so large that no part of a small model can be cut unnoticed. Leaves A_log and dt_bias as they are."""
     for name, weight in module.named_parameters():
         if name.endswith("embed_tokens.weight"):
             weight.normal_(0, 0.3)
@@ -68,6 +68,15 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
     """Frobenius, relative. (`not <=`, so that NaN fails.)"""
     distance = relative(found, expected)
     assert distance <= tolerance, f"{distance:.2e} > {tolerance:.0e}"
+
+
+def assert_same_gradients(found: Iterable[Tensor], expected: Iterable[Tensor], tolerance: float) -> None:
+    """float64. A gradient that is zero (of a gate that decays nothing, of the scores of one key) stays zero."""
+    for mine, theirs in zip(found, expected, strict=True):
+        if theirs.norm() < 1e-12:
+            assert mine.norm() < 1e-12
+        else:
+            assert_close(mine, theirs, tolerance)
 
 
 def assert_same_state(found: State, expected: State, tolerance: float = 0.0) -> None:

@@ -1,5 +1,6 @@
 """The command line. Every command imports what it needs when it runs."""
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -11,14 +12,22 @@ from infinitevl import __version__
 from infinitevl.errors import InfiniteVLError
 
 NO_MODEL = "which model? give --model a folder or a hub id such as hustvl/InfiniteVL-LongSFT, or set INFINITEVL_MODEL"
+AT_LEAST_0, AT_LEAST_1, TOP_P = click.FloatRange(0), click.IntRange(1), click.FloatRange(0, 1, min_open=True)
+PIXELS, FILE = click.IntRange(784), click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 def main() -> None:
     """Run a command. A user's mistake is one line on standard error and exit code 2."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # bytes that are no text are no reason to stop
     try:
         code = commands.main(standalone_mode=False) or 0
     except InfiniteVLError as error:
         code = _complain(str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = 2
     except click.ClickException as error:
         code = _complain(error.format_message())
     except (KeyboardInterrupt, click.Abort):
@@ -54,10 +63,10 @@ def model_options(command: Any) -> Any:
 def answer_options(command: Any) -> Any:
     """How answers are written."""
     for option in (
-        click.option("--seed", type=int, help="Seed of the sampling."),
-        click.option("--top-p", type=float, default=1.0, show_default=True),
-        click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy."),
-        click.option("--max-tokens", type=int, default=128, show_default=True, help="Longest answer."),
+        click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the sampling."),
+        click.option("--top-p", type=TOP_P, default=1.0, show_default=True, help="Keep the likeliest of that total."),
+        click.option("--temperature", type=AT_LEAST_0, default=0.0, show_default=True, help="0 is greedy."),
+        click.option("--max-tokens", type=AT_LEAST_1, default=128, show_default=True, help="Longest answer."),
     ):
         command = option(command)
     return command
@@ -67,12 +76,12 @@ def answer_options(command: Any) -> Any:
 @click.argument("source")
 @click.option("--ask", "questions", multiple=True, metavar='"[TIME:] QUESTION"', help="May be repeated.")
 @click.option("--fps", type=float, default=2.0, show_default=True, help="Frames a second to take in.")
-@click.option("--max-pixels", type=int, help="Largest frame after the resize; 784 pixels make a token.")
+@click.option("--max-pixels", type=PIXELS, help="Largest frame after the resize; 784 pixels make a token.")
 @click.option("--live", is_flag=True, help="Play a file at its own speed and drop frames when late.")
 @click.option("--remember", is_flag=True, help="Questions and answers become part of the stream.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on standard output.")
 @click.option("--save-state", type=click.Path(path_type=Path), help="Write the stream here at the end.")
-@click.option("--load-state", type=click.Path(path_type=Path), help="Go on from a saved stream.")
+@click.option("--load-state", type=FILE, help="Go on from a saved stream, at its rate and size of frames.")
 @answer_options
 @model_options
 def stream(**options: Any) -> int:
@@ -80,7 +89,8 @@ def stream(**options: Any) -> int:
 
     SOURCE is a video file, a folder of pictures, an http, https or rtsp address, or - for standard input.
     A question "12.5: what is on the sign?" is asked 12.5 seconds into the video, one without a time at its end.
-    With no --ask at all, questions are read from the keyboard while the video runs.
+    With no --ask at all, questions are read from the keyboard while the video runs, or, where standard input is
+    a file or a pipe, from its lines when the video has ended.
     """
     from infinitevl.commands.stream import StreamOptions, run
 
@@ -92,7 +102,7 @@ def stream(**options: Any) -> int:
 @click.option("--image", "images", multiple=True, metavar="PATH", help="May be repeated.")
 @click.option("--video", "videos", multiple=True, metavar="PATH", help="May be repeated.")
 @click.option("--fps", type=float, default=2.0, show_default=True, help="Frames a second taken of videos.")
-@click.option("--max-pixels", type=int, help="Largest picture or frame; 784 pixels make a token.")
+@click.option("--max-pixels", type=PIXELS, help="Largest picture or frame; 784 pixels make a token.")
 @answer_options
 @model_options
 def chat(**options: Any) -> int:
@@ -102,12 +112,10 @@ def chat(**options: Any) -> int:
     return run(_required_model(ChatOptions(**options)))
 
 
-@commands.command()
+@commands.command(short_help="Make an InfiniteVL student from a Qwen2.5-VL checkpoint.")
 @click.argument("source", type=click.Path(path_type=Path), metavar="QWEN2_5_VL_DIR")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--window", type=click.IntRange(min=1), default=8192, show_default=True, help="Attention window."
-)
+@click.option("--window", type=click.IntRange(min=1), default=8192, show_default=True, help="Attention window.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of what cannot be inherited.")
 def convert(source: Path, out: Path, window: int, seed: int) -> int:
     """Make an InfiniteVL student in OUT from a Qwen2.5-VL checkpoint."""
@@ -116,7 +124,7 @@ def convert(source: Path, out: Path, window: int, seed: int) -> int:
     return run_convert(source, out, window, seed)
 
 
-@commands.command()
+@commands.command(short_help="Layers, parameters and memory of CHECKPOINT.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 def info(checkpoint: Path) -> int:
     """Layers, parameters and memory of CHECKPOINT, from its headers alone."""
@@ -125,11 +133,9 @@ def info(checkpoint: Path) -> int:
     return run_info(checkpoint)
 
 
-@commands.command()
+@commands.command(short_help="Stream a clip, ask on the way, draw time and memory.")
 @click.argument("video", required=False)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder."
-)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder.")
 @click.option("--model", envvar="INFINITEVL_MODEL", help="Checkpoint.  [default: small random weights]")
 @click.option("--fps", type=click.FloatRange(min=0, min_open=True), default=8.0, show_default=True)
 def demo(video: str | None, out: Path, model: str | None, fps: float) -> int:

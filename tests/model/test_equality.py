@@ -1,6 +1,7 @@
 """One function of the tokens, however they are fed: whole, in chunks, padded, packed, forked, restored, far away."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -236,12 +237,12 @@ def test_multimodal_turns(model: Model, text_chunk: int, joined: bool):
     vision = (whole["input_ids"][0] >= IMAGE) & (whole["input_ids"][0] <= VIDEO)
     edges = [0, *(torch.nonzero(vision.diff())[:, 0] + 1).tolist(), len(vision)]
     cuts = {0, len(vision)}
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         if not vision[start]:
             cuts |= set(range(start + (3 if start else 0), stop, text_chunk)) | (set() if joined else {start, stop})
     cuts = sorted(cuts)
     state, logits = model.allocate_state(), []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in pairwise(cuts):
         logits.append(model(**part(whole, start, stop), past_key_values=state).logits)
     expected = model(**whole, use_cache=True)
     close(torch.cat(logits, 1), expected.logits)

@@ -27,7 +27,7 @@ def picture_prompts() -> dict[str, Tensor]:
     short = len(first) - len(second)
     return {
         "input_ids": torch.stack([first, torch.cat([text_ids(short), second])]),
-        "attention_mask": torch.stack([torch.ones(len(first)), torch.cat([torch.zeros(short), torch.ones(len(second))])]).long(),
+        "attention_mask": (torch.arange(len(first)) >= torch.tensor([[0], [short]])).long(),
         "pixel_values": torch.randn(4 * (6 + 4 + 9), 1176),
         "image_grid_thw": torch.tensor([[1, 4, 6], [1, 4, 4], [1, 6, 6]]),
         "pixel_values_videos": torch.randn(4 * 8, 1176),
@@ -288,9 +288,9 @@ MISTAKES: dict[str, tuple[Callable[[Model], dict], str]] = {
     "more tokens": (lambda m: image(7), "the prompt has 7 image tokens, the images make 6"),
     "patches": (lambda m: image(6, 20), "20 patches for grids of 24"),
     "no grid": (lambda m: {**image(6), "image_grid_thw": None}, "image pixels need input_ids and image_grid_thw"),
-    "rows": (lambda m: {"input_ids": text_ids(2, 3), "past_key_values": m.allocate_state(3)}, "state has 3 rows, the input 2"),
+    "rows": (lambda m: {"input_ids": text_ids(2, 3), "past_key_values": m.allocate_state(3)}, "3 rows, the input 2"),
     "packed": (
-        lambda m: {"input_ids": text_ids(1, 3), "past_key_values": m.allocate_state(), "seq_idx": torch.tensor([[0, 0, 1]])},
+        lambda m: {"input_ids": text_ids(1, 2), "past_key_values": m.allocate_state(), "seq_idx": text_ids(1, 2)},
         "packed sequences",
     ),
 }  # fmt: skip

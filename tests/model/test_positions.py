@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -96,7 +98,7 @@ def test_state_continues_the_rule(model: Model, items: list[tuple], cut: int, se
     for text, video, t, h, w in [*items, (2, None, 0, 0, 0)]:
         inside = 0 if video is None else (t if video else 1) * h * w
         cuts = sorted({0, text + inside, *generator.integers(0, text + 1, cut).tolist()})
-        for a, b in zip(cuts, cuts[1:], strict=False):
+        for a, b in pairwise(cuts):
             piece, has = ids[:, start + a : start + b], b > text
             grid = torch.tensor([[t if video else 1, 2 * h, 2 * w]]) if has else None
             vision = (piece == IMAGE) | (piece == VIDEO)

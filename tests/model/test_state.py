@@ -107,7 +107,7 @@ def test_in_place_operations_keep_addresses(model: Model, tmp_path: Path):
 def test_copies_of_other_states_are_refused(model: Model, other: dict):
     state, theirs = filled(model), filled(tiny_model(other.get("layers", HYBRID)), other.get("batch", 2), 20)
     before = state.fork()
-    with pytest.raises(ValueError, match="states differ in .*different models or batch sizes"):
+    with pytest.raises(ValueError, match=r"states differ in .*different models or batch sizes"):
         state.copy_(theirs)
     assert_same_state(state, before)
 

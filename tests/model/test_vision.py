@@ -65,7 +65,7 @@ def test_pictures_do_not_see_each_other(towers: tuple[VisionTower, torch.nn.Modu
 
 @pytest.mark.parametrize("name", ["whole windows", "images and a video"])
 def test_forward_needs_no_host(towers: tuple[VisionTower, torch.nn.Module], name: str):
-    """With a plan the forward pass is a graph of tensors: tracing it without values succeeds, a host read would not."""
+    """With a plan the forward pass is a graph of tensors: traced without values, which a host read forbids."""
     ours, grid = towers[0], GRIDS[name]
     plan, x = ours.plan(grid, torch.device("cpu")), patches(grid)
     graph = make_fx(lambda y: ours(y, plan), tracing_mode="fake", _allow_non_fake_inputs=True)(x)

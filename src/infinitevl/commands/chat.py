@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infinitevl.commands.console import load_model
+from infinitevl.commands.console import load_model, say
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.streaming.text import Sampling, TextPieces, decode
@@ -34,9 +34,7 @@ def run(options: ChatOptions) -> int:
         raise InfiniteVLError("the question is empty")
     sampling = Sampling(options.temperature, options.top_p, options.seed)
     model = load_model(options.model, options.device, options.dtype)
-    for piece in answer(model, options, sampling):
-        print(piece, end="", flush=True)
-    print()
+    say(answer(model, options, sampling))
     return 0
 
 
@@ -52,9 +50,7 @@ def _prefill(model: InfiniteVLForConditionalGeneration, options: ChatOptions) ->
     return model(**inputs.to(model.device), use_cache=True, logits_to_keep=1)
 
 
-def answer(
-    model: InfiniteVLForConditionalGeneration, options: ChatOptions, sampling: Sampling
-) -> Iterator[str]:
+def answer(model: InfiniteVLForConditionalGeneration, options: ChatOptions, sampling: Sampling) -> Iterator[str]:
     """The answer, piece by piece."""
     output = _prefill(model, options)
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import click
 from rich.console import Console
 from rich.progress import Progress
 
@@ -11,7 +12,8 @@ from infinitevl.model.info import describe, render
 
 
 def run_convert(source: Path, out: Path, window: int, seed: int) -> int:
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    terminal = Console(stderr=True)
+    with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
         task = progress.add_task("converting", total=None)
         convert(
             source,
@@ -21,7 +23,8 @@ def run_convert(source: Path, out: Path, window: int, seed: int) -> int:
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     info = describe(out)
-    Console().print(f"{out}: {info.parameters.total:,} parameters, state of {size(info.state.total)} per stream")
+    parameters, state = sum(info.parameters.values()), sum(info.state_bytes.values())
+    click.echo(f"{out}: {parameters:,} parameters, {size(state)} of state a stream")
     return 0
 
 

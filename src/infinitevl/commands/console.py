@@ -1,6 +1,11 @@
-"""What the commands share: loading with a spinner, a status line, sizes for people."""
+"""What the commands share: loading with a spinner, a status line, sizes and answers for people."""
 
+import re
+import signal
 import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import click
 from rich.console import Console
@@ -8,6 +13,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.streaming.stream import Stats
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def warn(message: str) -> None:
@@ -24,13 +31,44 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.1f} TiB"
 
 
-def load_model(name: str, device: str | None, dtype: str | None) -> InfiniteVLForConditionalGeneration:
-    """Load a model, with a spinner on a terminal and without transformers' own bars."""
+def say(pieces: Iterable[str], indent: str = "") -> None:
+    """Write an answer as it comes, every line of it indented. Control characters would confuse a terminal."""
+    print(indent, end="")
+    for piece in pieces:
+        print(CONTROL.sub("", piece).replace("\n", f"\n{indent}"), end="", flush=True)
+    print(flush=True)
+
+
+@contextmanager
+def gentle_interrupt() -> Iterator[threading.Event]:
+    """The first Ctrl-C inside only sets the event, so that a frame is not left half taken in. The second stops."""
+    wanted = threading.Event()
+
+    def handle(*_: object) -> None:
+        if wanted.is_set():
+            raise KeyboardInterrupt
+        wanted.set()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield wanted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def quiet() -> None:
+    """Keep transformers' own bars and reports off the terminal: what matters is told by our errors."""
     from transformers.utils import logging
 
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def load_model(name: str, device: str | None, dtype: str | None) -> InfiniteVLForConditionalGeneration:
+    """Load a model, with a spinner on a terminal and without transformers' own bars."""
     from infinitevl.model.loading import load
 
-    logging.disable_progress_bar()
+    quiet()
     with Console(stderr=True).status(f"loading {name}"):
         return load(name, device=device, dtype=dtype)
 
@@ -42,9 +80,7 @@ class Status:
         self._bar = Progress(
             TextColumn("[dim]{task.fields[time]:>8.1f} s"),
             BarColumn(),
-            TextColumn(
-                "{task.fields[frames]} frames  {task.fields[rate]:.1f} frames/s  memory {task.fields[memory]}"
-            ),
+            TextColumn("{task.fields[frames]} frames  {task.fields[rate]:.1f} frames/s  memory {task.fields[memory]}"),
             TimeElapsedColumn(),
             console=Console(stderr=True),
             transient=True,
@@ -65,4 +101,5 @@ class Status:
 
     def hide(self) -> None:
         """Take the bar away, so that other output has the terminal to itself."""
-        self._bar.stop()
+        if self._task is not None:
+            self._bar.stop()

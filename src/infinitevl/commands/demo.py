@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 
@@ -9,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from infinitevl.commands.console import load_model, size, warn
+from infinitevl.commands.console import load_model, quiet, size, warn
 from infinitevl.errors import InfiniteVLError
 from infinitevl.streaming.stream import Stream
 from infinitevl.streaming.watch import Asked, Question, watch
@@ -29,7 +30,8 @@ class Curve:
 
 
 def run(video: str | None, out: Path, model: str | None, fps: float) -> int:
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
+    _check_matplotlib()
     _make_folder(out)
     source = video or str(_clip(out / "clip.mp4"))
     with open_video(source, fps=fps) as opened:
@@ -50,6 +52,11 @@ def run(video: str | None, out: Path, model: str | None, fps: float) -> int:
     return 0
 
 
+def _check_matplotlib() -> None:
+    if find_spec("matplotlib") is None:
+        raise InfiniteVLError("the demo draws with matplotlib: pip install 'infinitevl[eval]'")
+
+
 def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -60,6 +67,7 @@ def _make_folder(out: Path) -> None:
 def _random(folder: Path, console: Console) -> str:
     from infinitevl.model.random_model import write_random_checkpoint
 
+    quiet()
     console.print("[yellow]No --model given: small random weights. The answers are noise, all else is real.[/]")
     return str(write_random_checkpoint(folder))
 
@@ -70,7 +78,8 @@ def _show(stream: Stream, video: object, questions: list[Question], console: Con
         if isinstance(event, Asked):
             began = perf_counter()
             answer = "".join(event.pieces)
-            console.print(f"[dim]{event.time:6.1f} s, frame {stream.stats.frames}[/] [bold]{escape(event.question)}[/]")
+            place = f"{event.time:6.1f} s, frame {stream.stats.frames}"
+            console.print(f"[dim]{place}[/] [bold]{escape(event.question)}[/]")
             console.print(f"          {escape(repr(answer))} [dim]({perf_counter() - began:.2f} s)[/]")
             continue
         stats = stream.stats

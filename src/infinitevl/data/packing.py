@@ -39,14 +39,15 @@ class Batch:
         return int(self.lengths.sum())
 
 
-def fill_row(samples: Iterable[Encoded], tokens: int) -> list[Encoded]:
-    """The samples, in order, that fit into a row: it ends at the first that does not."""
+def fill_row(samples: Iterable[Encoded], tokens: int, misses: int = 4) -> list[Encoded]:
+    """Samples, in order, for one row; those that do not fit are passed over, and the `misses`th ends the row."""
     row, used = [], 0
     for sample in samples:
-        if used + len(sample) > tokens:
+        if used + len(sample) <= tokens:
+            row.append(sample)
+            used += len(sample)
+        elif (misses := misses - 1) <= 0:
             break
-        row.append(sample)
-        used += len(sample)
     return row
 
 

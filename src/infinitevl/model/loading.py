@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.configuration import InfiniteVLConfig
@@ -32,35 +33,65 @@ def load(
     a GPU, float32 on a CPU. Raises InfiniteVLError, one line, for a checkpoint that cannot be loaded.
     """
     register()
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None:
         dtype = torch.float32 if chosen.type == "cpu" else "auto"
-    _check_folder(Path(name))
+    _check_place(str(name))
     try:
+        _check_type(name)
         processor = InfiniteVLProcessor.from_pretrained(name)
         model, report = InfiniteVLForConditionalGeneration.from_pretrained(
             str(name), dtype=_dtype(dtype), output_loading_info=True
         )
+        _check_complete(name, report)
+        model = model.to(chosen).eval()
     except InfiniteVLError:
         raise
-    except (
-        Exception
-    ) as error:  # transformers raises many kinds for bad files; the user needs the reason, once
+    except Exception as error:  # bad files make transformers raise many kinds; the user needs the reason, once
         raise InfiniteVLError(f"cannot load {name}: {_first_line(error)}") from error
-    _check_complete(name, report)
     model.processor = processor
-    return model.to(chosen).eval()
+    return model
 
 
-def _check_folder(folder: Path) -> None:
-    """A folder is checked here, so that a mistyped path is not looked for on the hub."""
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InfiniteVLError(f"cannot use the device {str(device)!r}: {_first_line(error)}") from None
+    return chosen
+
+
+def _check_place(name: str) -> None:
+    """Checked here, so that a mistyped path is not looked for on the hub, nor a mistyped id many times over."""
+    folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise InfiniteVLError(f"{folder} has no config.json: it is not a checkpoint")
         if not any(folder.glob("*.safetensors")):
             raise InfiniteVLError(f"{folder} has no .safetensors weights (other formats are not read)")
-    elif folder.exists() or folder.is_absolute() or len(folder.parts) != 2 or folder.parts[0] in (".", ".."):
+    elif folder.exists() or name.startswith((".", "/", "~")) or len(folder.parts) != 2:
         raise InfiniteVLError(f"no such checkpoint folder: {folder}")
+    else:
+        _check_hub(name)
+
+
+def _check_hub(name: str) -> None:
+    """One quick look, as transformers would try for minutes, file by file, where there is no network."""
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            get_hf_file_metadata(hf_hub_url(name, "config.json"))
+    except Exception as error:
+        reason = _first_line(error)
+        raise InfiniteVLError(f"no folder {name} here, and none to be had from the hub ({reason})") from error
+
+
+def _check_type(name: str | Path) -> None:
+    kind = InfiniteVLConfig.get_config_dict(str(name))[0].get("model_type")
+    if kind == "qwen2_5_vl":
+        raise InfiniteVLError(f"{name} is a Qwen2.5-VL checkpoint: `infinitevl convert` makes an InfiniteVL of it")
+    if kind != InfiniteVLConfig.model_type:
+        raise InfiniteVLError(f"{name} is not an infinite_vl checkpoint, but {kind}")
 
 
 def _check_complete(name: str | Path, report: dict[str, Any]) -> None:

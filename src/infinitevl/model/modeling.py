@@ -352,7 +352,7 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 @torch.no_grad()
 def init_decay(a_log: Tensor, dt_bias: Tensor) -> None:
-    """Decay and step of Gated DeltaNet, in place: A uniform in (0, 16), softplus(dt_bias) log-uniform in 1e-3..1e-1."""
+    """Decay and step of Gated DeltaNet, in place: A uniform in (0, 16), softplus(dt_bias) log-uniform, 1e-3..1e-1."""
     a_log.copy_(torch.empty_like(a_log, dtype=torch.float32).uniform_(1e-3, 16).log())
     low, high = math.log(1e-3), math.log(1e-1)
     dt = torch.empty_like(dt_bias, dtype=torch.float32).uniform_(low, high).exp()

@@ -1,10 +1,12 @@
 """Conversations to model inputs, by Qwen2.5-VL's conventions: chat template, image and video tokens, patches."""
 
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -24,7 +26,8 @@ SYSTEM = f"{IM_START}system\nYou are a helpful assistant.{IM_END}\n"
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}" + SYSTEM.replace("\n", "\\n").join(["{{ '", "' }}"]) + "{% endif %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "{{ '" + SYSTEM.replace("\n", "\\n") + "' }}{% endif %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for part in message['content'] %}"
@@ -65,21 +68,15 @@ class InfiniteVLProcessor(ProcessorMixin):
         self.tokenizer = tokenizer
         self.settings = settings or PixelSettings()
         self.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
-        missing = [
-            t for t in (IMAGE, VIDEO, VISION_START, VISION_END, IM_START, IM_END) if self.token_id(t) is None
-        ]
+        missing = [t for t in (IMAGE, VIDEO, VISION_START, VISION_END, IM_START, IM_END) if self.token_id(t) is None]
         if missing:
-            raise InfiniteVLError(
-                f"the tokenizer has no {missing[0]} token: it is not one of Qwen2.5-VL's kind"
-            )
+            raise InfiniteVLError(f"the tokenizer has no {missing[0]} token: it is not one of Qwen2.5-VL's kind")
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **_: Any) -> "InfiniteVLProcessor":
         """From a folder or a hub id with tokenizer.json; preprocessor_config.json is optional."""
         if Path(name).is_dir() and not (Path(name) / "tokenizer.json").is_file():
-            raise InfiniteVLError(
-                f"{name} has no tokenizer.json (Qwen2.5-VL's tokenizer fits the authors' models)"
-            )
+            raise InfiniteVLError(f"{name} has no tokenizer.json (Qwen2.5-VL's tokenizer fits the authors' models)")
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(name))
         file = cached_file(str(name), SETTINGS_FILE, _raise_exceptions_for_missing_entries=False)
         values = json.loads(Path(file).read_text()) if file else {}
@@ -101,6 +98,7 @@ class InfiniteVLProcessor(ProcessorMixin):
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a piece of text. `special=False`: marks like <|im_end|> in it are plain text."""
+        text = text.encode(errors="replace").decode()  # half of a surrogate pair is no text for a tokenizer
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not special)
 
     def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -170,9 +168,7 @@ class InfiniteVLProcessor(ProcessorMixin):
             raise InfiniteVLError("texts of different lengths need padding=True to become one tensor")
         ids, mask = _padded(rows, self.pad_token_id, padding_side)
         kinds = (ids == self.token_id(IMAGE)).long() + 2 * (ids == self.token_id(VIDEO)).long()
-        return BatchFeature(
-            {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds, **features}
-        )
+        return BatchFeature({"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds, **features})
 
     @property
     def pad_token_id(self) -> int:
@@ -236,23 +232,33 @@ def load_video(video: Any, fps: float) -> tuple[Tensor, float]:
     if isinstance(video, dict):
         fps = float(video.get("fps") or fps)
         video = next(
-            (
-                video[key]
-                for key in ("video", "image", "image_url", "path", "url")
-                if video.get(key) is not None
-            ),
+            (video[key] for key in ("video", "image", "image_url", "path", "url") if video.get(key) is not None),
             None,
         )
         video = video.get("url") if isinstance(video, dict) else video
     if video is None:
         raise InfiniteVLError("an image or video part of a message names no image or video")
     if hasattr(video, "convert"):
-        video = np.asarray(video.convert("RGB"))
+        video = np.array(video.convert("RGB"))
+    if isinstance(video, str) and video.startswith("data:"):
+        video = _data(video)
     if isinstance(video, (Tensor, np.ndarray)):
-        frames = torch.as_tensor(video)
+        array = video if isinstance(video, Tensor) else np.require(video, requirements=["C", "W"])
+        frames = torch.as_tensor(array)
         return (frames[None] if frames.ndim == 3 else frames), fps
     frames = [frame for _, frame in open_video(video, fps=fps)]
+    if len({frame.shape for frame in frames}) > 1:
+        raise InfiniteVLError(f"the frames of {str(video)[:200]} differ in size: a video here is of one size")
     return torch.from_numpy(np.stack(frames)), fps
+
+
+def _data(address: str) -> io.BytesIO:
+    """What a data: address holds."""
+    try:
+        with urlopen(address) as body:
+            return io.BytesIO(body.read())
+    except (OSError, ValueError) as error:
+        raise InfiniteVLError(f"{address[:40]}...: not a data: address that can be read ({error})") from None
 
 
 def _first_frame(frames: Tensor) -> Tensor:
@@ -262,9 +268,7 @@ def _first_frame(frames: Tensor) -> Tensor:
 def _parts(messages: list[dict[str, Any]], kind: str) -> Iterable[dict[str, Any]]:
     for message in messages:
         if not isinstance(message.get("content"), str):
-            yield from (
-                part for part in message.get("content") or () if part["type"] in (kind, f"{kind}_url")
-            )
+            yield from (part for part in message.get("content") or () if part["type"] in (kind, f"{kind}_url"))
 
 
 def _listed(given: Any) -> list[Any]:

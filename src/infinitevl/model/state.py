@@ -238,7 +238,7 @@ def _fits(mine: Tensor, theirs: Tensor, name: str, layers: list) -> bool:
         return True
     layer = layers[int(name.split(".")[1])] if name.startswith("layers.") else None
     same = mine.dim() == theirs.dim() and all(
-        m == t for i, (m, t) in enumerate(zip(mine.shape, theirs.shape)) if i != 2
+        m == t for i, (m, t) in enumerate(zip(mine.shape, theirs.shape, strict=True)) if i != 2
     )
     return isinstance(layer, AttentionState) and layer.grows and same
 

@@ -1,8 +1,11 @@
 """One endless stream: frames go in, questions are answered, memory stays the same."""
 
+import inspect
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 
@@ -16,9 +19,11 @@ from infinitevl.model.processing import IM_END, IM_START, SYSTEM, VISION_END, VI
 from infinitevl.model.rope import grid_positions
 from infinitevl.model.state import State
 from infinitevl.streaming.text import Sampling, TextPieces, decode
+from infinitevl.video.preprocess import smart_resize
 from infinitevl.video.sampling import Sampler
 
 MIN_PIXELS, MAX_PIXELS = 4 * 28 * 28, 256 * 28 * 28  # 4 to 256 tokens a frame
+SLACK = 1e-3  # seconds: video files write times in milliseconds, so that 1/3 s is 0.333
 
 
 @dataclass
@@ -77,8 +82,8 @@ class Stream:
         self.model = model
         self.state: State = model.allocate_state()
         self.session = Session(fps, min_pixels, max_pixels)
-        self._sampler = Sampler(fps) if fps else None
-        self._writing = False
+        self._sampler = None if fps is None else Sampler(fps, SLACK)
+        self._writer: weakref.ref[Generator[str]] | None = None  # the answer being written into this stream
 
     @property
     def stats(self) -> Stats:
@@ -91,9 +96,7 @@ class Stream:
         Returns False for a frame that comes sooner than `fps` allows, which changes nothing.
         """
         self._check_free()
-        pixels = torch.as_tensor(frame)
-        if pixels.dtype != torch.uint8 or pixels.dim() != 3 or pixels.shape[-1] != 3 or 0 in pixels.shape:
-            raise InfiniteVLError(f"a frame must be uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}")
+        pixels = self._checked(frame)
         at = self._stream_time(time)
         if self._sampler is not None and not self._sampler.take(at):
             return False
@@ -130,8 +133,9 @@ class Stream:
             raise InfiniteVLError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
         sampling = Sampling(temperature, top_p, seed)
         speaker = self if remember else self.fork()
-        speaker._writing = True
-        return speaker._answer(question.strip(), max_new_tokens, sampling, stop)
+        answer = speaker._answer(question.strip(), max_new_tokens, sampling, stop)
+        speaker._writer = weakref.ref(answer)
+        return answer
 
     def fork(self) -> "Stream":
         """An independent stream with the same memory."""
@@ -140,7 +144,7 @@ class Stream:
         branch.model, branch.state = self.model, self.state.fork()
         branch.session = replace(self.session, stats=replace(self.session.stats))
         branch._sampler = self._resumed_sampler(branch.session)
-        branch._writing = False
+        branch._writer = None
         return branch
 
     def save(self, path: str | os.PathLike) -> None:
@@ -155,29 +159,47 @@ class Stream:
         extra = stream.state.load(path)
         if "stream" not in extra:
             raise InfiniteVLError(f"{path} is the state of a model, not a saved stream")
-        values = json.loads(extra["stream"])
-        stream.session = Session(**{**values, "stats": Stats(**values["stats"])})
+        try:
+            values = json.loads(extra["stream"])
+            stream.session = Session(**{**values, "stats": Stats(**values["stats"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise InfiniteVLError(f"{path} is damaged: what it says of the stream cannot be read") from error
         stream._sampler = cls._resumed_sampler(stream.session)
         return stream
 
     @staticmethod
     def _resumed_sampler(session: Session) -> Sampler | None:
-        if not session.fps:
+        if session.fps is None:
             return None
-        sampler = Sampler(session.fps)
+        sampler = Sampler(session.fps, SLACK)
         if session.last is not None:
             sampler.take(session.last)
         return sampler
 
     def _check_free(self) -> None:
-        if self._writing:
+        answer = self._writer() if self._writer else None
+        if answer is not None and inspect.getgeneratorstate(answer) != inspect.GEN_CLOSED:
             raise InfiniteVLError(
-                "an answer is still being written into this stream: read it to its end first"
+                "an answer is still being written into this stream: read it to its end, or close it, first"
             )
+
+    def _checked(self, frame: np.ndarray | Tensor) -> Tensor:
+        """The frame as a tensor uint8 [H, W, 3]. InfiniteVLError where it is none."""
+        array = frame if isinstance(frame, Tensor) else np.asarray(frame)
+        kind = str(array.dtype).removeprefix("torch.")
+        if kind != "uint8" or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+            raise InfiniteVLError(f"a frame must be uint8 [H, W, 3], not {kind} {list(array.shape)}")
+        bounds = {"min_pixels": self.session.min_pixels, "max_pixels": self.session.max_pixels}
+        smart_resize(*array.shape[:2], **bounds)  # complains of extreme shapes
+        if isinstance(array, Tensor):
+            return array
+        return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # a copy of flipped or read-only views
 
     def _stream_time(self, time: float | None) -> float:
         """Seconds on the stream's clock. A time that goes back belongs to a new source: it continues the clock."""
         session = self.session
+        if time is not None and not math.isfinite(time):
+            raise InfiniteVLError(f"the time of a frame must be a number of seconds, not {time}")
         step = 1 / session.fps if session.fps else 0.5
         if session.last is None:
             return time or 0.0
@@ -204,23 +226,18 @@ class Stream:
         features = model.encode(patches, (grid,))
         vision = model.config.vision_config
         merge, seconds = vision.spatial_merge_size, at - session.start
-        offsets = grid_positions(
-            [int(seconds * vision.tokens_per_second)], grid[1] // merge, grid[2] // merge
-        )
+        offsets = grid_positions([int(seconds * vision.tokens_per_second)], grid[1] // merge, grid[2] // merge)
         positions = self.state.base[None, :, None] + offsets[:, None].to(model.device)
         is_vision = torch.ones(positions.shape[1:], dtype=torch.bool, device=model.device)
         model.model.language_model(features[None], positions, is_vision, state=self.state)
         session.stats.tokens += features.shape[0]
 
-    def _answer(self, question: str, limit: int, sampling: Sampling, stop: Sequence[str]) -> Iterator[str]:
+    def _answer(self, question: str, limit: int, sampling: Sampling, stop: Sequence[str]) -> Generator[str]:
         """Write the question, then the answer, into this stream's own state."""
-        try:
-            logits = self._feed(self._question(question))
-            self.session.phase = "answered"
-            pieces = TextPieces(self.model.processor.tokenizer, stop)
-            yield from decode(logits, self._feed, sampling, pieces, limit=limit, ends=self.model.end_tokens())
-        finally:
-            self._writing = False
+        logits = self._feed(self._question(question))
+        self.session.phase = "answered"
+        pieces = TextPieces(self.model.processor.tokenizer, stop)
+        yield from decode(logits, self._feed, sampling, pieces, limit=limit, ends=self.model.end_tokens())
 
     def _question(self, question: str) -> list[int]:
         opening = {

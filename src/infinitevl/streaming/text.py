@@ -24,7 +24,8 @@ class Sampling:
         """logits: [vocabulary] -> a token id."""
         if self.temperature == 0:
             return int(logits.argmax())
-        probability = torch.softmax(logits.float() / self.temperature, dim=-1)
+        logits = logits.float() - logits.max()  # at most 0, so that no temperature makes them overflow
+        probability = torch.softmax(logits / self.temperature, dim=-1)
         if self.top_p < 1:
             ordered, order = probability.sort(descending=True)
             beyond = ordered.cumsum(-1) - ordered >= self.top_p

@@ -45,9 +45,7 @@ class Asked:
     pieces: Iterator[str]
 
 
-def watch(
-    stream: Stream, video: Any, questions: Iterable[Question] = (), **options: Any
-) -> Iterator[Seen | Asked]:
+def watch(stream: Stream, video: Any, questions: Iterable[Question] = (), **options: Any) -> Iterator[Seen | Asked]:
     """Show `video` (as `open_video` opens it) to `stream`; a question with time t is asked of the frames up to t.
 
     `options` are those of `Stream.ask`. Questions later than the last frame are asked after it.

@@ -102,7 +102,8 @@ def test_order_and_number() -> None:
     assert told(memory.first(at)) == ("blue moon", 11, 2, 1)  # the star came twice
     for _ in range(20):
         truth = memory.later(at)
-        assert truth and truth.answer == ("pink heart" if "pink heart" in truth.fields.values() else "red star")
+        assert truth
+        assert truth.answer == ("pink heart" if "pink heart" in truth.fields.values() else "red star")
 
 
 def test_what_appeared() -> None:

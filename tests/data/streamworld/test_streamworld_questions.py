@@ -7,7 +7,16 @@ from functools import cache
 import numpy as np
 import pytest
 
-from infinitevl.data.streamworld import GROUPS, KINDS, Episode, Question, World, sample, stream, text_questions
+from infinitevl.data.streamworld import (
+    GROUPS,
+    KINDS,
+    Episode,
+    Question,
+    World,
+    sample,
+    stream,
+    text_questions,
+)
 from infinitevl.data.streamworld.phrases import PHRASES
 from infinitevl.data.streamworld.vocabulary import (
     COLOURS,
@@ -140,7 +149,7 @@ def test_what_is_asked_about_can_be_seen_in_the_pixels() -> None:
         near = np.abs(frame - COLOURS[sight.thing.colour]).max(axis=-1) <= 24
         y, x = (max(0, round(c) - sight.thing.diameter // 2) for c in (sight.y, sight.x))
         part = near[y : y + sight.thing.diameter, x : x + sight.thing.diameter]
-        assert np.count_nonzero(part) >= 0.1 * sight.thing.diameter**2
+        assert np.count_nonzero(part) >= 0.08 * sight.thing.diameter**2
         assert sight.visible >= 0.8
 
 
@@ -152,7 +161,8 @@ def test_move() -> None:
         shape = next((shape for shape in SHAPES if shape in question.question), "")
         now = moments[-1].sights
         if question.kind in ("direction", "moving"):
-            path = [next((s.x, s.y) for s in m.sights if s.thing.shape == shape and not s.outside) for m in moments]
+            sights = [[s for s in m.sights if s.thing.shape == shape and not s.outside] for m in moments]
+            path = [(sight.x, sight.y) for (sight,) in sights]
             dx, dy = (path[-1][axis] - path[0][axis] for axis in (0, 1))
             assert question.answer == way(dx, dy, question.kind)
         else:
@@ -224,7 +234,8 @@ def test_order() -> None:
                 assert question.answer == str(len(past))
             case "appeared":
                 moments = episode.moments[: question.frame + 1]
-                things = {f"{s.thing.colour} {s.thing.shape}" for m in moments for s in m.sights if s.visible >= 0.8}
+                seen = [s.thing for m in moments for s in m.sights if s.visible >= 0.8]
+                things = {f"{thing.colour} {thing.shape}" for thing in seen}
                 there = bool(named) or any(re.search(rf"\b{name}\b", question.question) for name in things)
                 assert question.answer == ("yes" if there else "no")
                 yes.append(there)
@@ -255,7 +266,7 @@ def test_text() -> None:
 
 def test_chance_is_what_a_guesser_reaches() -> None:
     """No single answer to a kind comes much more often than its chance says."""
-    for kind in ("colour", "shape", "place", "direction", "moving", "card_value", "sign_word", "first", "appeared"):
+    for kind in {kind for kinds in KINDS.values() for kind in kinds}:
         answers = Counter(question.answer for _, question in of(kind))
         total, (_, most) = sum(answers.values()), answers.most_common(1)[0]
         chance = max(question.chance for _, question in of(kind))
@@ -278,7 +289,7 @@ def test_a_stream_without_end_asks_about_the_far_past_in_constant_memory() -> No
             break
     views, cards, waiting = np.max(sizes, axis=0)
     assert views <= 64 and cards <= 64 and waiting <= 8
-    assert len(ages) > 450 and max(ages) > 1000 and np.median(ages) < 400
+    assert len(ages) > 450 and max(ages) > 1000 and np.quantile(ages, 0.25) < 100
     with pytest.raises(InfiniteVLError):
         play.episode()
 

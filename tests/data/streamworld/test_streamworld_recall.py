@@ -12,7 +12,7 @@ def test_cards_age_and_facts_between_are_exact(seed: int) -> None:
     made = episode(seed, "test", frames=120, cards=8, age=50, between=3)
     (question,) = made.questions
     target = made.cards[4]
-    assert len(made.cards) == 8 and len({c.key for c in made.cards}) == len({c.value for c in made.cards}) == 8
+    assert len(made.cards) == len({c.key for c in made.cards}) == len({c.value for c in made.cards}) == 8
     assert (question.kind, question.frame, question.age, question.facts) == ("card", 119, 50, 3)
     assert question.answer == target.value and target.stop - 1 == 119 - 50
     assert " ".join(target.key[::-1]) in question.question
@@ -69,7 +69,7 @@ def test_age_zero_is_reading() -> None:
         Recall(cards=0),
         Recall(cards=60, frames=999),
         Recall(age=64),
-        Recall(age=62),
+        Recall(age=63),
         Recall(age=10, between=5),
         Recall(between=8),
         Recall(between=7, updated=True),

@@ -9,7 +9,8 @@ from infinitevl.data.streamworld.questions import KINDS, Question, ask
 from infinitevl.data.streamworld.truths import Context
 from infinitevl.data.streamworld.world import World
 
-PATIENCE = 24  # frames that a question waits for its own kind, then any kind of its group will do
+PATIENCE = 24  # frames that a question waits for its own kind; then any kind of its group will do
+GIVE_UP = 4 * PATIENCE  # frames after which it is dropped
 
 Due = tuple[int, str]  # from this frame on, a question of this group
 
@@ -17,8 +18,8 @@ Due = tuple[int, str]  # from this frame on, a question of this group
 class Asker:
     """Observes a world frame by frame and asks what falls due. Memory is constant.
 
-    `due` comes in order of time and may be endless. `last` is the final frame, at which nothing waits any
-    longer: what has no clear answer in its own group is then dropped.
+    `due` comes in order of time and may be endless. A question is dropped when nothing of its group had a
+    clear answer for too long, or in the final frame, `last`.
     """
 
     def __init__(
@@ -46,14 +47,14 @@ class Asker:
         """Asks what was wished for, or the next best if it waited long; whether the wish is done with."""
         frame, group, kind = wish
         question = self._new(group, kind, asked)
-        late = self.log.index == self._last
-        if question is None and (late or self.log.index >= frame + PATIENCE):
+        waited, ends = self.log.index - frame, self.log.index == self._last
+        if question is None and (ends or waited >= PATIENCE):
             kinds = list(KINDS[group])
             tries = (self._new(group, kinds[i], asked) for i in self._at.rng.permutation(len(kinds)))
             question = next((found for found in tries if found), None)
         if question:
             asked.append(question)
-        return late or question is not None
+        return question is not None or ends or waited >= GIVE_UP
 
     def _new(self, group: str, kind: str, asked: list[Question]) -> Question | None:
         """A question that was not asked at this frame already."""
@@ -66,7 +67,7 @@ class Asker:
 
 
 def scattered(rng: np.random.Generator, frames: int, questions: int, groups: tuple[str, ...]) -> list[Due]:
-    """So many questions at random frames, one early enough in each part, groups as often as each other."""
+    """So many questions at random frames, the groups as often as each other."""
     order = np.concatenate([rng.permutation(len(groups)) for _ in range(questions // len(groups) + 1)])
     times = np.sort(rng.integers(0, frames, questions))
     return [(int(time), groups[g]) for time, g in zip(times, order[:questions], strict=True)]

@@ -46,7 +46,7 @@ class Sprite:
 def sprite(shape: str, colour: str, pixels: int) -> Sprite:
     """A shape about `pixels` wide in a colour, with a dark edge that sets it off from any background."""
     fine = _fine_mask(shape, pixels)
-    inner = fine.filter(ImageFilter.BoxBlur(3 * FINE * pixels // 64)).point([0] * 255 + [255])
+    inner = fine.filter(ImageFilter.BoxBlur(5 * FINE * pixels // 128)).point([0] * 255 + [255])
     area, fill = (np.asarray(mask.resize((pixels, pixels), Image.Resampling.BOX)) for mask in (fine, inner))
     alpha = fill[..., None] / 255.0
     edge = np.maximum(np.array(COLOURS[colour]) * 0.3, MARGIN)

@@ -22,6 +22,8 @@ FPS = 10.0
 SCENE_FRAMES = (8, 64)
 CARDS, ASKING, TEXT = 4, 5, 6  # tags of randomness
 
+Step = Callable[[], tuple[Question, ...]]  # observes the next frame, and gives the questions asked after it
+
 
 @dataclass(frozen=True, slots=True)
 class Tick:
@@ -54,13 +56,10 @@ class Episode:
 class Play:
     """A stream with its questions, made while it is iterated, in constant memory.
 
-    `step` observes the next frame and gives its questions. `length` is the number of frames, None for ever.
-    It can be played once.
+    `length` is the number of frames, None for ever. It can be played once.
     """
 
-    def __init__(
-        self, world: World, step: Callable[[], tuple[Question, ...]], fps: float, length: int | None
-    ) -> None:
+    def __init__(self, world: World, step: Step, fps: float, length: int | None) -> None:
         self.world, self.fps, self.length = world, fps, length
         self._step = step
 
@@ -185,10 +184,9 @@ def _ask_at_end(at: Context, test: Recall, target: Card, fps: float) -> tuple[Qu
     others = [fact for key, fact in at.log.cards.items() if key != target.key]
     chosen = [others[i] for i in at.rng.permutation(len(others))[: test.asked - 1]]
     facts = [at.log.cards[target.key], *chosen]
-    return tuple(
-        put("recall", "updated" if fact.showings > 1 else "card", value_of(at, fact), at, fps)
-        for fact in facts
-    )
+    kinds = ["updated" if fact.showings > 1 else "card" for fact in facts]
+    pairs = zip(kinds, facts, strict=True)
+    return tuple(put("recall", kind, value_of(at, fact), at, fps) for kind, fact in pairs)
 
 
 def _check_groups(groups: tuple[str, ...]) -> None:

@@ -47,24 +47,27 @@ class Recall:
         """Cards at random, none in the last frame, and which is the target."""
         last = self.cards - 1
         target = int(rng.integers(self.updated, max(last, self.updated) + 1))
-        return place(
-            rng, self.cards, 0, self.frames - 1
-        ), target if self.between is None else last - self.between
+        spans = place(rng, self.cards, 0, self.frames - 1)
+        return spans, target if self.between is None else last - self.between
 
     def _around(self, rng: np.random.Generator, age: int) -> tuple[list[Span], int]:
         """The target at its age, the others at random before and since, and which is the target."""
+        if not 0 <= age <= self.frames - SHORTEST:
+            raise InfiniteVLError(f"no card of age {age} in {self.frames} frames")
         stop = self.frames - age
-        most_before, most_since = _room(0, stop - SHORTEST - 1), _room(stop + 1, self.frames - 1)
-        least, most = max(0, self.cards - 1 - most_before), min(self.cards - 1 - self.updated, most_since)
-        since = int(
-            np.clip(rng.binomial(max(0, self.cards - 1), min(1, age / self.frames)), least, max(least, most))
-        )
-        since = since if self.between is None else self.between
+        since = self._draw_since(rng, age) if self.between is None else self.between
         before = self.cards - 1 - since
-        longest = stop - (SHORTEST + 1) * before
-        length = int(rng.integers(SHORTEST, max(SHORTEST, min(LONGEST, longest)) + 1))
+        longest = min(LONGEST, stop - (SHORTEST + 1) * before)
+        length = int(rng.integers(SHORTEST, max(SHORTEST, longest) + 1))
         spans = [*place(rng, before, 0, stop - length - 1), (stop - length, length)]
         return spans + place(rng, since, stop + 1, self.frames - 1), before
+
+    def _draw_since(self, rng: np.random.Generator, age: int) -> int:
+        """How many of the other cards come after the target: as chance has it, but such that all fit."""
+        others, stop = max(0, self.cards - 1), self.frames - age
+        least = others - _room(0, stop - SHORTEST - 1)
+        most = min(others - self.updated, _room(stop + 1, self.frames - 1))
+        return max(0, min(max(least, int(rng.binomial(others, age / self.frames))), most))
 
 
 def mixed(rng: np.random.Generator, split: Split, frames: int, count: int | None) -> list[Card]:

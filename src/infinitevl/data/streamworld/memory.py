@@ -14,7 +14,8 @@ from infinitevl.data.streamworld.vocabulary import (
     pairs,
 )
 
-MOST_SCENES, MOST_CARDS = 12, 12  # more than these nobody is asked to count
+MOST_COUNTED = 12  # of scenes and cards: more nobody is asked to count
+COUNT_CHANCE = 0.4  # share of the commonest number, as measured in samples of 64 frames; less in longer ones
 
 
 def card(at: Context) -> Truth | None:
@@ -72,17 +73,17 @@ def later(at: Context) -> Truth | None:
 
 def scenes(at: Context) -> Truth | None:
     number = at.log.scenes
-    if number > MOST_SCENES:
+    if number > MOST_COUNTED:
         return None
-    return Truth(str(number), 1 / MOST_SCENES, age=at.index, facts=at.log.card_count)
+    return Truth(str(number), COUNT_CHANCE, age=at.index, facts=at.log.card_count)
 
 
 def cards(at: Context) -> Truth | None:
     number, oldest = at.log.card_count, at.log.first_card
-    if number > MOST_CARDS:
+    if number > MOST_COUNTED:
         return None
     age = at.index - oldest.last if oldest else at.index
-    return Truth(str(number), 1 / (MOST_CARDS + 1), age=age, facts=max(0, number - 1))
+    return Truth(str(number), COUNT_CHANCE, age=age, facts=max(0, number - 1))
 
 
 def appeared(at: Context) -> Truth | None:
@@ -109,7 +110,12 @@ def value_of(at: Context, fact: CardFact) -> Truth:
 
 
 def _of_card(
-    at: Context, fact: CardFact, answer: str, chance: float, fields: dict[str, str], rivals: int
+    at: Context,
+    fact: CardFact,
+    answer: str,
+    chance: float,
+    fields: dict[str, str],
+    rivals: int,
 ) -> Truth:
     since, held_out = at.log.card_count - fact.number, fact.key in HELD_OUT_PAIRS
     return Truth(answer, chance, fields, at.index - fact.last, since, rivals, held_out)

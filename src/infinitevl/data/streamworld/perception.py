@@ -24,6 +24,7 @@ from infinitevl.data.streamworld.world import Sight
 APART = 10.0  # units between things, or from the middle of the frame, that make a relation clear
 GLANCE = 4  # frames in which a movement must show
 STEP = 1.0  # least movement in each of them, in units
+COUNT_CHANCE = 0.35  # share of the commonest number of things, as measured
 CROSSING = 24  # frames in which a thing comes in, or goes out, entirely
 RECENT = 8  # frames for which a thing has "just" left
 SIDES = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
@@ -82,7 +83,7 @@ def beside(at: Context) -> Truth | None:
 
 def count(at: Context) -> Truth | None:
     sights = _clear(at)
-    return Truth(str(len(sights)), 1 / 5) if sights else None
+    return Truth(str(len(sights)), COUNT_CHANCE) if sights else None
 
 
 def extreme(at: Context) -> Truth | None:
@@ -193,11 +194,13 @@ def _undisturbed(at: Context, frames: int) -> bool:
 
 
 def _watched(at: Context) -> list[Sight]:
-    """Things told by their shape alone that were clearly visible in all the last frames."""
+    """Things that were clearly visible in all the last frames, with no other of their shape about."""
     if not _undisturbed(at, GLANCE):
         return []
     frames = range(at.index - GLANCE, at.index)
-    alone = _alone(at, lambda thing: thing.shape)
+    about = {sight.thing for i in frames for sight in at.world.sights(i) if not sight.outside}
+    shapes = Counter(thing.shape for thing in about)
+    alone = [s for s in _alone(at, lambda thing: thing.shape) if shapes[s.thing.shape] == 1]
     return [s for s in alone if all(_visible(at, i, s.thing) >= CLEAR for i in frames)]
 
 

@@ -17,7 +17,7 @@ from infinitevl.data.streamworld.vocabulary import (
     word_held_out,
 )
 
-DIAMETERS = (14, 22, 34)  # of small, medium and large things
+DIAMETERS = (16, 24, 36)  # of small, medium and large things
 PAUSE = 16  # units beyond the edge before a thing that left comes in again on the other side
 INKS: tuple[tuple[Colour, Colour], ...] = (  # ink and paper of signs
     ((20, 20, 20), (235, 235, 230)),
@@ -107,7 +107,11 @@ class Scene:
 
 
 def make_scene(
-    rng: np.random.Generator, split: Split, number: int, start: int, frames: tuple[int, int]
+    rng: np.random.Generator,
+    split: Split,
+    number: int,
+    start: int,
+    frames: tuple[int, int],
 ) -> Scene:
     """Scene `number`, from frame `start`, of frames[0] to frames[1] frames, short ones as likely as long."""
     low, high = np.log(frames[0]), np.log(frames[1] + 1)

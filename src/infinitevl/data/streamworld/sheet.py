@@ -65,7 +65,7 @@ def _cell(episode: Episode, question: Question, zoom: int) -> Image.Image:
     for place, index in enumerate(sorted({earlier, question.frame})):
         picture = Image.fromarray(episode.frames[index]).resize((side, side), Image.Resampling.NEAREST)
         cell.paste(picture, (place * (side + GAP // 2), 0))
-    pen, font = ImageDraw.Draw(cell), ImageFont.load_default(size=14)
+    pen, font = ImageDraw.Draw(cell), ImageFont.load_default(size=12)
     pen.text((2, side + 3), question.question, "black", font)
     held_out = ", held out" if question.held_out else ""
     about = f"{question.kind}, frame {question.frame}, age {question.age}{held_out}"

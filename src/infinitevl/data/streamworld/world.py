@@ -91,10 +91,8 @@ class World:
 
     def frame(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """Frame `index`, uint8 [size, size, 3], written into `out` where given."""
-        scene, frame = (
-            self.scene(index),
-            np.empty((self.size, self.size, 3), np.uint8) if out is None else out,
-        )
+        frame = np.empty((self.size, self.size, 3), np.uint8) if out is None else out
+        scene = self.scene(index)
         ground, sign = self._paint(scene)
         frame[:] = ground
         chance = _mix(self._salt, index)
@@ -137,7 +135,7 @@ class World:
 
     @staticmethod
     def _sight(thing: Thing, t: int, shown: np.ndarray) -> Sight:
-        visible = np.count_nonzero(shown) / np.count_nonzero(_outline(thing))
+        visible = float(np.count_nonzero(shown) / np.count_nonzero(_outline(thing)))
         return Sight(thing, *thing.at(t), visible, thing.outside(t))
 
     def _make_scene(self, number: int, start: int) -> Scene:

@@ -1,0 +1,87 @@
+"""Recipes: which models, and which stages on which data. A recipe is a value; variants are made with `replace`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from infinitevl.data.worlds import MEMORY, VISUAL, Part
+from infinitevl.train.stages import Stage
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """text, vision: fields of the teacher's configuration; window: of the student's attention layers;
+    size: side of a StreamWorld frame; vocabulary: of the tokenizer."""
+
+    name: str
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    window: int
+    stages: tuple[Stage, ...]
+    size: int = 112
+    vocabulary: int = 1024
+    seed: int = 0
+    notes: str = field(default="", compare=False)
+
+
+SHORT = Part(0.5, frames=(1, 4), questions=4)
+MOVES = Part(0.15, frames=(6, 16), questions=4)
+MIXED = Part(0.15, frames=(32, 96), questions=12, groups=(*VISUAL, *MEMORY))
+TESTS = Part(0.15, frames=(16, 100), questions=4, at_end=True)
+TEXT = Part(0.05, questions=8, groups=("text",))
+EVERYTHING = (SHORT, MOVES, MIXED, TESTS, TEXT)
+LONG = (
+    Part(0.5, frames=(120, 480), questions=32, groups=(*VISUAL, *MEMORY)),
+    Part(0.5, frames=(100, 480), questions=8, at_end=True),
+)
+
+
+def nano() -> Recipe:
+    """The model in the box: 15 million parameters, window 256."""
+    return Recipe(
+        name="nano",
+        text={
+            "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 64, "rope_parameters": {"mrope_section": [8, 12, 12]},
+        },
+        vision={
+            "depth": 5, "hidden_size": 256, "intermediate_size": 704, "num_heads": 4, "out_hidden_size": 256,
+            "fullatt_block_indexes": [2, 4],
+        },
+        window=256,
+        stages=(
+            Stage("teacher", "cross_entropy", "all", EVERYTHING, steps=3000, rows=32, tokens=1920, learning_rate=1e-3),
+            Stage("layerwise", "layerwise", "delta", EVERYTHING, steps=300, rows=32, tokens=1920, learning_rate=1e-3),
+            Stage("distillation", "distillation", "delta", EVERYTHING, steps=300, rows=32, tokens=1920, learning_rate=1e-3),
+            Stage("sft", "cross_entropy", "language", EVERYTHING, steps=1000, rows=32, tokens=1920, learning_rate=5e-4),
+            Stage("long", "cross_entropy", "all", (*LONG, *_scaled(EVERYTHING, 4.0)), steps=400, rows=8, tokens=8192, learning_rate=2e-4),
+        ),
+    )  # fmt: skip
+
+
+def micro() -> Recipe:
+    """Everything of nano in a few minutes on two CPU cores."""
+    short = (Part(1.0, frames=(1, 2), questions=3),)
+    return Recipe(
+        name="micro",
+        text={
+            "hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3,
+            "num_key_value_heads": 1, "head_dim": 32, "rope_parameters": {"mrope_section": [4, 6, 6]},
+        },
+        vision={
+            "depth": 2, "hidden_size": 96, "intermediate_size": 192, "num_heads": 3, "out_hidden_size": 96,
+            "fullatt_block_indexes": [1],
+        },
+        window=64,
+        stages=(
+            Stage("teacher", "cross_entropy", "all", short, steps=300, rows=4, tokens=512, learning_rate=3e-3),
+            Stage("layerwise", "layerwise", "delta", short, steps=60, rows=4, tokens=512, learning_rate=3e-3),
+            Stage("distillation", "distillation", "delta", short, steps=60, rows=4, tokens=512, learning_rate=2e-3),
+            Stage("sft", "cross_entropy", "language", short, steps=60, rows=4, tokens=512, learning_rate=1e-3),
+        ),
+    )  # fmt: skip
+
+
+def _scaled(parts: tuple[Part, ...], total: float) -> tuple[Part, ...]:
+    """The same mixture with weights that add up to `total`."""
+    weight = sum(part.weight for part in parts)
+    return tuple(Part(p.weight / weight * total, p.frames, p.questions, p.groups, p.cards, p.at_end) for p in parts)

@@ -1,0 +1,171 @@
+"""The stages of the paper: what trains, on which loss, and one step of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from infinitevl.data.packing import Batch
+from infinitevl.data.worlds import Part
+from infinitevl.model.decoder import Decoder
+from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
+from infinitevl.train.losses import cross_entropy, distillation, layer_distance
+from infinitevl.video.preprocess import to_patches
+
+Loss = Literal["cross_entropy", "layerwise", "distillation"]
+Trains = Literal["all", "delta", "language"]
+Backward = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. The optimiser is AdamW (0.9, 0.999), the learning rate warms up linearly, then follows a cosine to 0.
+
+    trains: "delta" (the mixers of the linear_attention layers), "language" (the language model but its embeddings,
+    which the head shares), or "all". data: a mixture of StreamWorld episodes. rows, tokens: size of a batch.
+    """
+
+    name: str
+    loss: Loss
+    trains: Trains
+    data: tuple[Part, ...]
+    steps: int
+    rows: int
+    tokens: int
+    learning_rate: float
+    temperature: float = 2.0
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.loss != "cross_entropy"
+
+
+def select(model: InfiniteVLForConditionalGeneration, trains: Trains) -> list[str]:
+    """Let only these parameters train; returns their names."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(_trains(model, name, trains))
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _trains(model: InfiniteVLForConditionalGeneration, name: str, trains: Trains) -> bool:
+    if trains == "all":
+        return True
+    parts = name.split(".")
+    if parts[1] != "language_model" or parts[2] == "embed_tokens":
+        return False
+    if trains == "language":
+        return True
+    kinds = model.config.text_config.layer_types
+    return parts[2] == "layers" and parts[4] == "self_attn" and kinds[int(parts[3])] == "linear_attention"
+
+
+@dataclass
+class Inputs:
+    """A batch as the decoder takes it. real: [B, T] bool, no padding."""
+
+    embeds: Tensor
+    positions: Tensor
+    vision: Tensor
+    lengths: Tensor
+    seq_idx: Tensor
+
+    @property
+    def real(self) -> Tensor:
+        return torch.arange(self.vision.shape[1], device=self.vision.device) < self.lengths[:, None]
+
+    def decode(self, decoder: Decoder, hidden: list[Tensor] | None = None) -> Tensor:
+        return decoder(self.embeds, self.positions, self.vision, self.lengths, self.seq_idx, hidden=hidden)
+
+
+def embed(model: InfiniteVLForConditionalGeneration, batch: Batch) -> Inputs:
+    """Token embeddings with those of the frames in their places."""
+    config = model.config
+    vision = (batch.ids == config.image_token_id) | (batch.ids == config.video_token_id)
+    embeds = model.get_input_embeddings()(batch.ids)
+    if batch.frames:
+        patches, grids = zip(*(_patches(frames) for frames in batch.frames), strict=True)
+        features = model.encode(torch.cat(patches), tuple(grids))
+        embeds = embeds.masked_scatter(vision[..., None], features.to(embeds.dtype))
+    return Inputs(embeds, batch.positions, vision, batch.lengths, batch.seq_idx)
+
+
+def _patches(frames: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+    """Every frame a temporal step of its own, as in a stream."""
+    return to_patches(frames.repeat_interleave(2, dim=0))
+
+
+def backward_step(
+    stage: Stage,
+    student: InfiniteVLForConditionalGeneration,
+    teacher: InfiniteVLForConditionalGeneration | None,
+    batch: Batch,
+    backward: Backward,
+) -> Tensor:
+    """Forward and backward pass of one batch. Returns the loss, detached."""
+    if stage.loss == "cross_entropy":
+        inputs = embed(student, batch)
+        hidden = inputs.decode(student.model.language_model)
+        loss = cross_entropy(hidden, student.lm_head.weight, batch.targets)
+    elif teacher is None:
+        raise ValueError(f"stage {stage.name} needs a teacher")
+    elif stage.loss == "layerwise":
+        return _layerwise(student, teacher, batch, backward)
+    else:
+        loss = _distillation(stage.temperature, student, teacher, batch)
+    backward(loss)
+    return loss.detach()
+
+
+def _layerwise(
+    student: InfiniteVLForConditionalGeneration,
+    teacher: InfiniteVLForConditionalGeneration,
+    batch: Batch,
+    backward: Backward,
+) -> Tensor:
+    """Each replaced layer on the teacher's input of that layer, layer by layer: one graph at a time."""
+    hidden: list[Tensor] = []
+    with torch.no_grad():
+        inputs = embed(teacher, batch)
+        inputs.decode(teacher.model.language_model, hidden)
+    decoder = student.model.language_model
+    chunk = decoder.chunk(inputs.embeds, inputs.positions, inputs.lengths, inputs.seq_idx, None)
+    replaced = [i for i, kind in enumerate(decoder.config.layer_types or []) if kind == "linear_attention"]
+    total = torch.zeros((), device=inputs.embeds.device)
+    for i in replaced:
+        found = decoder.layers[i](hidden[i], chunk)
+        loss = layer_distance(found, hidden[i + 1], inputs.real) / len(replaced)
+        backward(loss)
+        total += loss.detach()
+    return total
+
+
+def _distillation(
+    temperature: float,
+    student: InfiniteVLForConditionalGeneration,
+    teacher: InfiniteVLForConditionalGeneration,
+    batch: Batch,
+) -> Tensor:
+    """KL of the logits over real text tokens: what follows a patch of a frame is never asked of either model."""
+    with torch.no_grad():
+        inputs = embed(teacher, batch)
+        wanted = inputs.decode(teacher.model.language_model)
+    own = embed(student, batch)
+    found = own.decode(student.model.language_model)
+    return distillation(
+        found, wanted, student.lm_head.weight, teacher.lm_head.weight, own.real & ~own.vision, temperature
+    )
+
+
+def gradient_norms(model: nn.Module) -> dict[str, float]:
+    """Gradient norm of every layer and part that has one, for telling where a training broke."""
+    squares: dict[str, float] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            part = ".".join(name.split(".")[1:4])
+            squares[part] = squares.get(part, 0.0) + float(parameter.grad.float().square().sum())
+    return {part: square**0.5 for part, square in squares.items()}
