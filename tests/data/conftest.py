@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from data_kit import Make, fake_datasets, write_hub, write_lines, write_tars
 
-FORMATS = ("json", "jsonl", "webdataset", "hf")
-
 
 @pytest.fixture
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
@@ -34,6 +32,6 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
 def hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library `datasets`, or a stand-in where it is not installed."""
     if importlib.util.find_spec("datasets"):
-        import datasets  # noqa: F401
+        importlib.import_module("datasets")
     else:
         monkeypatch.setitem(sys.modules, "datasets", fake_datasets())

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data_kit import numbers, talk, write_lines, write_tars
@@ -20,7 +21,7 @@ def paths(tmp_path: Path) -> list[Path]:
     return [short, write_tars(tmp_path, [talk(100 + n) for n in range(7)])]
 
 
-def mixed(paths: list[Path], seed: int = 0, **options: int) -> Mixture:
+def mixed(paths: list[Path], seed: int = 0, **options: Any) -> Mixture:
     return Mixture([(open_samples(path, shuffle=True), 4 - 3 * at) for at, path in enumerate(paths)], seed, **options)
 
 
@@ -69,8 +70,15 @@ def test_ranks_share_every_epoch(paths: list[Path]) -> None:
         while mixture.readers[0].epoch == 0:
             before = mixture.readers[0].state_dict()["mine"]
             number = draw(mixture, 1)
-            first += number if mixture.readers[0].epoch == 0 and mixture.readers[0].state_dict()["mine"] > before else []
+            first += (
+                number if mixture.readers[0].epoch == 0 and mixture.readers[0].state_dict()["mine"] > before else []
+            )
     assert sorted(first) == list(range(23))
+
+
+def test_ranks_choose_independently(paths: list[Path]) -> None:
+    chosen = [[n < 100 for n in draw(mixed(paths, rank=rank, world_size=2), 50)] for rank in range(2)]
+    assert chosen[0] != chosen[1]
 
 
 def test_one_log(paths: list[Path], tmp_path: Path) -> None:

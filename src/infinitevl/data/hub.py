@@ -26,12 +26,12 @@ class Hub:
     def rows(self, shards: Sequence[int], order: Order, place: Place) -> Iterator[Row]:
         for at in range(place[0], len(shards)):
             number = place[1] if at == place[0] else 0
-            rows = self._shard(shards[at], number) if number >= 0 else iter([])
+            rows = self._shard(shards[at], number)
             while (row := _next(rows)) is not None:
                 number += 1
                 where = f"{shards[at]}/{number}"
                 if isinstance(row, Exception):
-                    yield Row(where, failing(f"broken shard: {one_line(row)}"), (at, -1))
+                    yield Row(where, failing(f"broken shard: {one_line(row)}"), (at + 1, 0))
                     break
                 yield Row(where, lambda row=row: Loaded(row), (at, number))
 

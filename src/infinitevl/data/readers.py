@@ -116,10 +116,11 @@ class Reader(Iterator[Sample]):
         self.skipped, self._tally = skipped, skipped.watch(self.source.name)
 
     def shard(self, rank: int, world_size: int) -> "Reader":
-        """Itself, now reading its rank's part only. Before the first sample."""
+        """Itself, now reading its rank's part only, from the start of the epoch."""
         if not 0 <= rank < world_size:
             raise InfiniteVLError(f"rank {rank} of {world_size}: ranks are 0 to world_size - 1")
         self.rank, self.world_size = rank, world_size
+        self._go(self.epoch)
         return self
 
     def __next__(self) -> Sample:

@@ -48,8 +48,8 @@ class Tars:
             inside = order.of(len(groups), salt=shards[at] + 1)
             for number in range(first, len(groups)):
                 yield _row(path, groups[inside[number]], (at, number + 1))
-            if problem and first <= len(groups):
-                yield Row(path.name, failing(f"broken tar: {problem}"), (at, len(groups) + 1))
+            if problem:
+                yield Row(path.name, failing(f"broken tar: {problem}"), (at + 1, 0))
 
 
 def _row(path: Path, group: Group, after: Place) -> Row:
