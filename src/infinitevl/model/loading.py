@@ -41,7 +41,7 @@ def load(
         _check_type(name)
         processor = InfiniteVLProcessor.from_pretrained(name)
         model, report = InfiniteVLForConditionalGeneration.from_pretrained(
-            str(name), dtype=_dtype(dtype), output_loading_info=True
+            str(name), dtype=_dtype(dtype), output_loading_info=True, ignore_mismatched_sizes=True
         )
         _check_complete(name, report)
         model = model.to(chosen).eval()
@@ -98,9 +98,8 @@ def _check_complete(name: str | Path, report: dict[str, Any]) -> None:
     missing = sorted(report.get("missing_keys", ()))
     if missing:
         raise InfiniteVLError(f"{name} lacks {len(missing)} tensors, {missing[0]} among them")
-    mismatched = sorted(str(key) for key in report.get("mismatched_keys", ()))
-    if mismatched:
-        raise InfiniteVLError(f"{name} has tensors of the wrong shape: {mismatched[0]}")
+    for tensor, found, expected in sorted(report.get("mismatched_keys", ())):
+        raise InfiniteVLError(f"{name} has {tensor} of shape {list(found)}, not {list(expected)}")
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:

@@ -92,6 +92,11 @@ class InfiniteVLProcessor(ProcessorMixin):
         (folder / SETTINGS_FILE).write_text(json.dumps(values, indent=2) + "\n")
         return [*paths, str(folder / SETTINGS_FILE)]
 
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({type(self.tokenizer).__name__} of {len(self.tokenizer)} tokens, {self.settings})"
+        )
+
     def token_id(self, token: str) -> int | None:
         """The id of a special token, None where the tokenizer has none."""
         return self.tokenizer.get_vocab().get(token)

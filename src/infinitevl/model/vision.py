@@ -54,62 +54,57 @@ class Plan:
     frames: Partition
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def plan(grid: Grid, window: int, merge: int, head_dim: int, device: torch.device) -> Plan:
     """grid: patches; window: merged patches a side of an attention window; merge: patches a side of a merged one."""
+    cells = merge * merge
     with torch.inference_mode(False):
-        units, window_sizes = _window_order(grid, window, merge)
-        cells = merge * merge
-        order = (units[:, None] * cells + torch.arange(cells)).flatten()
-        angles = _angles(grid, merge, head_dim)[order][:, None]
-        frames = [h * w for t, h, w in grid for _ in range(t)]
+        orders, restores, angles, sizes, start = [], [], [], [], 0
+        for t, h, w in grid:
+            order, counts = _window_order(h // merge, w // merge, window)
+            first = torch.arange(start, start + t * len(order), len(order), device=device)[:, None]
+            orders.append((first + order.to(device)).flatten())
+            restores.append((first + torch.argsort(order).to(device)).flatten())
+            by_window = _angles(h, w, merge, head_dim).unflatten(0, (-1, cells))[order].flatten(0, 1)
+            angles.append(by_window.to(device).repeat(t, 1))
+            sizes.append(counts.repeat(t))
+            start += t * len(order)
+        units, angle = torch.cat(orders), torch.cat(angles)[:, None]
         return Plan(
-            order=order.to(device),
-            restore=torch.argsort(units).to(device),
-            cos=angles.cos().to(device),
-            sin=angles.sin().to(device),
-            windows=_partition([size * cells for size in window_sizes], device),
-            frames=_partition(frames, device),
+            order=(units[:, None] * cells + torch.arange(cells, device=device)).flatten(),
+            restore=torch.cat(restores),
+            cos=angle.cos(),
+            sin=angle.sin(),
+            windows=_partition(torch.cat(sizes) * cells, device),
+            frames=_partition(torch.cat([torch.full((t,), h * w) for t, h, w in grid]), device),
         )
 
 
-def _window_order(grid: Grid, window: int, merge: int) -> tuple[Tensor, list[int]]:
-    """Merged patches sorted by (image, frame, window), and the number of them in each window."""
-    orders, sizes, offset = [], [], 0
-    for t, h, w in grid:
-        h, w = h // merge, w // merge
-        rows, columns = torch.arange(h)[:, None] // window, torch.arange(w)[None] // window
-        owner = (rows * -(-w // window) + columns).flatten()
-        order, counts = torch.argsort(owner, stable=True), torch.bincount(owner).tolist()
-        for _ in range(t):
-            orders.append(order + offset)
-            sizes += counts
-            offset += h * w
-    return torch.cat(orders), sizes
+def _window_order(height: int, width: int, window: int) -> tuple[Tensor, Tensor]:
+    """Merged patches of a frame sorted by window, and the number of them in each window."""
+    rows, columns = torch.arange(height)[:, None] // window, torch.arange(width)[None] // window
+    owner = (rows * -(-width // window) + columns).flatten()
+    return torch.argsort(owner, stable=True), torch.bincount(owner)
 
 
-def _angles(grid: Grid, merge: int, head_dim: int) -> Tensor:
-    """[patches, head_dim / 2] float64 rotary angles, patches in merge-block order: half by row, half by column."""
-    frequency = (
-        1.0 / THETA ** (torch.arange(0, head_dim // 2, 2, dtype=torch.float32) / (head_dim // 2))
-    ).double()
+def _angles(height: int, width: int, merge: int, head_dim: int) -> Tensor:
+    """[patches, head_dim / 2] float64 rotary angles of a frame in merge-block order: half by row, half by column."""
+    step = torch.arange(0, head_dim // 2, 2, dtype=torch.float32) / (head_dim // 2)
+    frequency = (1.0 / THETA**step).double()
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
     angles = []
-    for t, h, w in grid:
-        rows, columns = torch.arange(h)[:, None].expand(h, w), torch.arange(w)[None].expand(h, w)
-        blocks = (
-            x.unflatten(0, (-1, merge)).unflatten(2, (-1, merge)).transpose(1, 2) for x in (rows, columns)
-        )
-        angle = torch.cat([block.flatten()[:, None] * frequency for block in blocks], dim=-1)
-        angles.append(angle.repeat(t, 1))
-    return torch.cat(angles)
+    for index in (rows.expand(height, width), columns.expand(height, width)):
+        blocks = index.unflatten(0, (-1, merge)).unflatten(2, (-1, merge)).transpose(1, 2)
+        angles.append(blocks.flatten()[:, None] * frequency)
+    return torch.cat(angles, dim=-1)
 
 
-def _partition(sizes: list[int], device: torch.device) -> Partition:
-    if len(set(sizes)) == 1:
+def _partition(sizes: Tensor, device: torch.device) -> Partition:
+    longest = int(sizes.max())
+    if bool((sizes == longest).all()):
         return Partition(len(sizes), None, None, None)
-    length = torch.tensor(sizes)
-    start, place = length.cumsum(0) - length, torch.arange(int(length.max()))
-    real = place < length[:, None]
+    start, place = sizes.cumsum(0) - sizes, torch.arange(longest)
+    real = place < sizes[:, None]
     gather = torch.where(real, start[:, None] + place, 0)
     scatter = real.flatten().nonzero()[:, 0]
     return Partition(len(sizes), gather.to(device), scatter.to(device), real[:, None, None].to(device))

@@ -1,0 +1,88 @@
+"""Many streams in step with each other, as rows of one state: what a `Stream` does, for a batch.
+
+Every row sees a frame of the same size at the same time and is asked at the same time. Batched equals alone, so
+the answers are those of separate streams; tests hold this.
+"""
+
+import torch
+from torch import Tensor
+
+from infinitevl.model.layers import DeltaState
+from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
+from infinitevl.model.processing import IM_END, IM_START, SYSTEM, VISION_END, VISION_START
+from infinitevl.model.rope import grid_positions
+from infinitevl.video.preprocess import to_patches
+
+
+class Lockstep:
+    """B streams of a model. `fps` is the rate of their frames."""
+
+    def __init__(self, model: InfiniteVLForConditionalGeneration, streams: int, fps: float) -> None:
+        self.model, self.fps, self.frames = model, fps, 0
+        self.state = model.allocate_state(streams)
+
+    @torch.inference_mode()
+    def see(self, frames: Tensor) -> None:
+        """One frame of every stream: uint8 [B, H, W, 3] of a size that the model takes."""
+        model = self.model
+        if self.frames == 0:
+            opening = model.processor.encode(f"{SYSTEM}{IM_START}user\n{VISION_START}")
+            self._feed(self.state, torch.tensor([opening] * len(frames), device=model.device))
+            self.state.open_video()
+        vision = model.config.vision_config
+        patches, (_, height, width) = to_patches(frames.to(model.device).repeat_interleave(2, dim=0))
+        features = model.encode(patches, ((len(frames), height, width),)).unflatten(0, (len(frames), -1))
+        merge, time = vision.spatial_merge_size, int(self.frames / self.fps * vision.tokens_per_second)
+        offsets = grid_positions([time], height // merge, width // merge).to(model.device)
+        positions = self.state.base[None, :, None] + offsets[:, None]
+        is_vision = torch.ones(positions.shape[1:], dtype=torch.bool, device=model.device)
+        model.model.language_model(features, positions, is_vision, state=self.state)
+        self.frames += 1
+
+    def forget(self) -> None:
+        """Empty the memory of the Gated DeltaNet layers; the attention windows stay."""
+        for layer in self.state.layers:
+            if isinstance(layer, DeltaState):
+                layer.memory.zero_()
+
+    def memory_norm(self) -> Tensor:
+        """[layers] mean norm of a head's memory in each Gated DeltaNet layer."""
+        norms = [x.memory.flatten(2).norm(dim=-1).mean() for x in self.state.layers if isinstance(x, DeltaState)]
+        return torch.stack(norms)
+
+    @torch.inference_mode()
+    def ask(self, questions: list[str], max_new_tokens: int = 24) -> list[str]:
+        """A greedy answer from a fork of every stream, to its own question."""
+        processor = self.model.processor
+        opening = VISION_END if self.frames else f"{SYSTEM}{IM_START}user\n"
+        closing = processor.encode(f"{IM_END}\n{IM_START}assistant\n")
+        rows = [[*processor.encode(opening), *processor.encode(q, special=False), *closing] for q in questions]
+        state = self.state.fork()
+        logits = self._feed(state, *_padded(rows, self.model.device))
+        return processor.tokenizer.batch_decode(self._decode(state, logits, max_new_tokens), skip_special_tokens=True)
+
+    def _decode(self, state, logits: Tensor, limit: int) -> list[list[int]]:
+        ends = torch.tensor(sorted(self.model.end_tokens()), device=logits.device)
+        going = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+        chosen = []
+        for _ in range(limit):
+            token = logits.argmax(-1)
+            going = going & ~torch.isin(token, ends)
+            if not going.any():
+                break
+            chosen.append(torch.where(going, token, -1))
+            logits = self._feed(state, token[:, None], going[:, None].long())
+        columns = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in range(len(logits))]
+        return [[token for token in row if token >= 0] for row in columns]
+
+    def _feed(self, state, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Put tokens into the state; logits [B, vocabulary] after the last real token of each row."""
+        logits = self.model(ids, attention_mask=mask, past_key_values=state).logits
+        last = -1 if mask is None else (mask.sum(1) - 1).clamp(min=0)
+        return logits[torch.arange(len(ids), device=ids.device), last]
+
+
+def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+    return ids, torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
