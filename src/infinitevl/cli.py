@@ -1,7 +1,6 @@
 """The command line. Every command imports what it needs when it runs."""
 
 import io
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,15 @@ PIXELS, FILE = click.IntRange(784), click.Path(path_type=Path, exists=True, dir_
 
 
 def main() -> None:
-    """Run a command. A user's mistake is one line on standard error and exit code 2."""
+    """Run a command. A user's mistake is one line on standard error and exit code 2.
+
+    Where the reader of our output goes away, click ends the program quietly, with exit code 1.
+    """
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # bytes that are no text are no reason to stop
     try:
-        code = commands.main(standalone_mode=False) or 0
+        code = commands.main(prog_name="infinitevl", standalone_mode=False) or 0
     except InfiniteVLError as error:
         code = _complain(str(error))
     except click.exceptions.NoArgsIsHelpError as error:
@@ -32,9 +34,6 @@ def main() -> None:
         code = _complain(error.format_message())
     except (KeyboardInterrupt, click.Abort):
         code = 130
-    except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
     sys.exit(code)
 
 

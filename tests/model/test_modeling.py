@@ -84,15 +84,18 @@ def test_padded_batch_equals_rows_alone(model: Model, pictures: bool, options: d
         assert torch.equal(found, torch.cat([loop(model, **row) for row in rows]))
 
 
-def test_beams_find_better_sequences(model: Model):
-    """And score them as the model does: the reported score is the mean log-probability of the tokens."""
-    ids = text_ids(1, 30)
-    out = model.generate(ids, num_beams=4, return_dict_in_generate=True, output_scores=True, **GREEDY)
-    both = torch.cat([out.sequences, torch.cat([ids, new_tokens(model, {"input_ids": ids})], 1)])
-    with torch.no_grad():
-        scores = model(both).logits[:, 29:-1].log_softmax(-1).gather(2, both[:, 30:, None]).mean((1, 2))
-    assert_close(out.sequences_scores[0], scores[0], 1e-5)
-    assert scores[0] >= scores[1]
+@pytest.mark.parametrize("row", [None, 0, 1], ids=["text", "image and video", "two images"])
+def test_beams_are_scored_as_the_model_does(model: Model, row: int | None):
+    """The reported score of every beam is the mean log-probability of its tokens, computed in one pass."""
+    prompt = {"input_ids": text_ids(1, 30)} if row is None else rows_alone(picture_prompts())[row]
+    options = {"num_beams": 4, "num_return_sequences": 4, "return_dict_in_generate": True, "output_scores": True}
+    out, scores = model.generate(**prompt, **GREEDY, **options), []
+    for ids in out.sequences[:, None]:
+        with torch.no_grad():
+            logits = model(**{**prompt, "input_ids": ids}).logits[:, -NEW - 1 : -1]
+        scores.append(logits.log_softmax(-1).gather(2, ids[:, -NEW:, None]).mean())
+    assert_close(out.sequences_scores, torch.stack(scores), 1e-5)
+    assert len(out.sequences.unique(dim=0)) == 4
 
 
 def test_generate_continues_a_state(model: Model):

@@ -23,8 +23,7 @@ def run_convert(source: Path, out: Path, window: int, seed: int) -> int:
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     info = describe(out)
-    parameters, state = sum(info.parameters.values()), sum(info.state_bytes.values())
-    click.echo(f"{out}: {parameters:,} parameters, {size(state)} of state a stream")
+    click.echo(f"{out}: {info.parameters.total:,} parameters, {size(info.state.total)} of state a stream")
     return 0
 
 

@@ -40,9 +40,10 @@ def load(
     try:
         _check_type(name)
         processor = InfiniteVLProcessor.from_pretrained(name)
-        model, report = InfiniteVLForConditionalGeneration.from_pretrained(
+        loaded: Any = InfiniteVLForConditionalGeneration.from_pretrained(
             str(name), dtype=_dtype(dtype), output_loading_info=True, ignore_mismatched_sizes=True
         )
+        model, report = loaded
         _check_complete(name, report)
         model = model.to(chosen).eval()
     except InfiniteVLError:
