@@ -8,9 +8,9 @@ import argparse
 from collections.abc import Callable, Iterator
 
 import torch
-from harness import Ceilings, ceilings, machine, relative_error, report, seconds_of
 from torch import Tensor
 
+from harness import Ceilings, ceilings, machine, relative_error, report, seconds_of
 from infinitevl import ops
 
 HEADS, KEY, VALUE = 16, 128, 256

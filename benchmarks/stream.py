@@ -12,9 +12,9 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from harness import ceilings, machine, report
 
 import infinitevl
+from harness import ceilings, machine, report
 from infinitevl.model.random_model import random_model
 
 QUESTION, ANSWER_TOKENS, BLOCKS = "What do you see in this video?", 16, 8

@@ -256,9 +256,7 @@ def test_converting_leaves_the_random_state(small_teacher: Path, tmp_path: Path)
 
 def test_shards(small_teacher: Path, tmp_path: Path) -> None:
     limit, steps = 100_000, []
-    convert(
-        small_teacher, tmp_path / "student", max_shard_bytes=limit, progress=lambda *step: steps.append(step)
-    )
+    convert(small_teacher, tmp_path / "student", max_shard_bytes=limit, progress=lambda *step: steps.append(step))
     index = json.loads((tmp_path / "student" / "model.safetensors.index.json").read_text())
     stored = read_headers(tmp_path / "student")
     sizes: dict[str, list[int]] = {}

@@ -71,9 +71,7 @@ def test_the_parts(tmp_path: Path) -> None:
         "norms": norms,
     }
     for part, modules in parts.items():
-        assert info.parameters[part] == sum(p.numel() for module in modules for p in module.parameters()), (
-            part
-        )
+        assert info.parameters[part] == sum(p.numel() for module in modules for p in module.parameters()), part
     memory = sum(state[f"layers.{i}.memory"].nbytes for i in (1, 2, 3))
     tails = sum(state[f"layers.{i}.tail"].nbytes for i in (1, 2, 3))
     rings = sum(state[f"layers.{i}.{part}"].nbytes for i in (0, 4) for part in ("keys", "values"))

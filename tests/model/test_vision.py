@@ -8,7 +8,8 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from helpers import TEXT, VISION, assert_close, randomise, relative, text_ids, tiny_config, tiny_model
 from infinitevl.model.configuration import InfiniteVLVisionConfig
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
-from infinitevl.model.vision import Grid, VisionTower
+from infinitevl.model.positions import Grid
+from infinitevl.model.vision import VisionTower
 
 qwen = pytest.importorskip("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl")
 

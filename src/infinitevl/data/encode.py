@@ -5,17 +5,18 @@ the mark that ends them, nowhere else.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from infinitevl.data.sample import IMAGE_MARK, VIDEO_MARK, BadSample, Sample
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.configuration import InfiniteVLConfig
+from infinitevl.model.positions import PositionRule, tick
 from infinitevl.model.processing import (
     IM_END,
     IM_START,
@@ -23,9 +24,8 @@ from infinitevl.model.processing import (
     VISION_END,
     VISION_START,
     InfiniteVLProcessor,
-    load_video,
+    timed_frames,
 )
-from infinitevl.model.rope import PositionRule
 from infinitevl.video.preprocess import resize
 
 IGNORED = -100
@@ -51,6 +51,25 @@ class _Draft:
     learnt: list[bool] = field(default_factory=list)
     positions: list[Tensor] = field(default_factory=list)
     frames: list[Tensor] = field(default_factory=list)
+    rule: PositionRule = field(default_factory=PositionRule)
+
+    def text(self, ids: list[int], learnt: bool = False) -> None:
+        self.ids += ids
+        self.learnt += [learnt] * len(ids)
+        self.positions.append(self.rule.text(len(ids)))
+
+    def vision(self, token: int, times: list[int], height: int, width: int, frames: Tensor) -> None:
+        count = len(times) * height * width
+        self.ids += [token] * count
+        self.learnt += [False] * count
+        self.positions.append(self.rule.vision(times, height, width))
+        self.frames.append(frames)
+
+    def finished(self) -> Encoded:
+        ids = torch.tensor(self.ids)
+        targets = torch.full_like(ids, IGNORED)
+        targets[:-1] = torch.where(torch.tensor(self.learnt)[1:], ids[1:], IGNORED)
+        return Encoded(ids, targets, torch.cat(self.positions, dim=1), self.frames)
 
 
 class Encoder:
@@ -69,80 +88,73 @@ class Encoder:
         self.processor, self.config = processor, config
         self.max_tokens, self.max_frames = max_tokens, max_frames
         self.bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        vision = config.vision_config
+        self.side, self.per_second = vision.patch_size * vision.spatial_merge_size, vision.tokens_per_second
 
     def __call__(self, sample: Sample) -> Encoded:
         """BadSample, one line, for a sample whose media cannot be read, or that is too long."""
         try:
-            return self._encode(sample)
+            return self._encode(sample.check())
         except BadSample:
             raise
-        except InfiniteVLError as error:
-            raise BadSample(f"{sample.name}: {error}") from None
+        except (InfiniteVLError, OSError, TypeError, ValueError) as error:
+            raise BadSample(f"{sample.name}: {' '.join(str(error).split())}") from None
 
     def _encode(self, sample: Sample) -> Encoded:
-        sample.check()
-        draft, rule = _Draft(), PositionRule()
-        media = {IMAGE_MARK: iter(sample.images), VIDEO_MARK: iter(sample.videos)}
+        draft, media = _Draft(), {IMAGE_MARK: iter(sample.images), VIDEO_MARK: iter(sample.videos)}
         if sample.messages[0]["role"] != "system":
-            self._text(draft, rule, SYSTEM)
+            draft.text(self._ids(SYSTEM))
         for message in sample.messages:
             learnt = message["role"] == "assistant"
-            self._text(draft, rule, f"{IM_START}{message['role']}\n")
-            for piece in _pieces(message["content"]):
+            draft.text(self._ids(f"{IM_START}{message['role']}\n"))
+            for piece in _pieces(message):
                 if piece in media:
-                    self._media(draft, rule, piece, next(media[piece]), sample.fps)
+                    self._media(draft, piece, next(media[piece]), sample.fps)
                 else:
-                    self._text(draft, rule, piece, learnt, special=False)
-            self._text(draft, rule, IM_END, learnt)
-            self._text(draft, rule, "\n")
+                    draft.text(self._ids(piece, special=False), learnt)
+            draft.text(self._ids(IM_END), learnt)
+            draft.text(self._ids("\n"))
         if len(draft.ids) > self.max_tokens:
-            raise BadSample(f"{sample.name}: {len(draft.ids)} tokens, more than {self.max_tokens}")
-        return _finished(draft)
-
-    def _text(self, draft: _Draft, rule: PositionRule, text: str, learnt: bool = False, special: bool = True) -> None:
-        ids = self._ids(text, special)
-        draft.ids += ids
-        draft.learnt += [learnt] * len(ids)
-        draft.positions.append(rule.text(len(ids)))
+            raise InfiniteVLError(f"{len(draft.ids)} tokens, more than {self.max_tokens}")
+        return draft.finished()
 
     @lru_cache(maxsize=4096)  # noqa: B019 - an encoder lives as long as the training; most pieces recur
-    def _ids(self, text: str, special: bool) -> list[int]:
+    def _ids(self, text: str, special: bool = True) -> list[int]:
         return self.processor.encode(text, special=special)
 
-    def _media(self, draft: _Draft, rule: PositionRule, mark: str, source: Any, fps: float) -> None:
-        frames = self._frames(source, fps)
-        if mark == IMAGE_MARK:
-            frames = frames[:1]
-        elif self.max_frames is not None and frames.shape[0] > self.max_frames:
-            raise BadSample(f"a video of {frames.shape[0]} frames, more than {self.max_frames}")
-        vision = self.config.vision_config
-        merged = vision.patch_size * vision.spatial_merge_size
-        height, width = frames.shape[1] // merged, frames.shape[2] // merged
+    def _media(self, draft: _Draft, mark: str, source: Any, fps: float) -> None:
+        draft.text(self._ids(VISION_START))
+        timed = self._frames(source, fps)
+        pairs = [next(timed)] if mark == IMAGE_MARK else self._video(timed, self.max_tokens - len(draft.ids))
+        if len({frame.shape for _, frame in pairs}) > 1:
+            raise InfiniteVLError("the frames of a video differ in size")
+        frames, start = torch.stack([frame for _, frame in pairs]), pairs[0][0]
+        times = [tick(time - start, self.per_second) for time, _ in pairs]
         token = self.config.image_token_id if mark == IMAGE_MARK else self.config.video_token_id
-        self._text(draft, rule, VISION_START)
-        times = [int(i / fps * vision.tokens_per_second) for i in range(frames.shape[0])]
-        draft.positions.append(rule.vision(times, height, width))
-        draft.ids += [token] * (len(times) * height * width)
-        draft.learnt += [False] * (len(times) * height * width)
-        draft.frames.append(frames)
-        self._text(draft, rule, VISION_END)
+        draft.vision(token, times, frames.shape[1] // self.side, frames.shape[2] // self.side, frames)
+        draft.text(self._ids(VISION_END))
 
-    def _frames(self, source: Any, fps: float) -> Tensor:
-        frames = source if isinstance(source, (np.ndarray, Tensor)) else load_video(source, fps)[0]
-        frames = torch.as_tensor(frames)
-        vision = self.config.vision_config
-        factor = vision.patch_size * vision.spatial_merge_size
-        return resize(frames[None] if frames.dim() == 3 else frames, factor=factor, **self.bounds)
+    def _video(self, timed: Iterator[tuple[float, Tensor]], room: int) -> list[tuple[float, Tensor]]:
+        """All frames. Reading ends where they are too many, so that an hour of video is refused soon."""
+        pairs, tokens = [], 0
+        for time, frame in timed:
+            pairs.append((time, frame))
+            tokens += frame.shape[0] * frame.shape[1] // self.side**2
+            if self.max_frames is not None and len(pairs) > self.max_frames:
+                raise InfiniteVLError(f"a video of more than {self.max_frames} frames")
+            if tokens > room:
+                raise InfiniteVLError(f"more than {self.max_tokens} tokens, {len(pairs)} frames into a video")
+        return pairs
+
+    def _frames(self, source: Any, fps: float) -> Iterator[tuple[float, Tensor]]:
+        """Frames of a size that the model takes, and their seconds."""
+        for time, frame in timed_frames(source, fps):
+            yield time, resize(frame[None], factor=self.side, **self.bounds)[0]
 
 
-def _pieces(content: str) -> list[str]:
-    """Text and marks, in order; empty text is left out."""
-    return [piece for piece in re.split(f"({IMAGE_MARK}|{VIDEO_MARK})", content) if piece]
-
-
-def _finished(draft: _Draft) -> Encoded:
-    ids = torch.tensor(draft.ids)
-    targets = torch.full_like(ids, IGNORED)
-    learnt = torch.tensor(draft.learnt)
-    targets[:-1] = torch.where(learnt[1:], ids[1:], IGNORED)
-    return Encoded(ids, targets, torch.cat(draft.positions, dim=1), draft.frames)
+def _pieces(message: dict[str, str]) -> list[str]:
+    """Text and marks, in order. What a user says is stripped around every mark, as a `Stream` strips questions."""
+    pieces = re.split(f"({IMAGE_MARK}|{VIDEO_MARK})", message["content"])
+    if message["role"] == "user":
+        pieces = [piece.strip() for piece in pieces]
+    return [piece for piece in pieces if piece]

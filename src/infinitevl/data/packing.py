@@ -1,8 +1,8 @@
 """Samples of any length packed into rows of one length, with nothing passing between them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 
 import torch
 from torch import Tensor
@@ -39,15 +39,29 @@ class Batch:
         return int(self.lengths.sum())
 
 
-def fill_row(samples: Iterable[Encoded], tokens: int, misses: int = 4) -> list[Encoded]:
-    """Samples, in order, for one row; those that do not fit are passed over, and the `misses`th ends the row."""
-    row, used = [], 0
-    for sample in samples:
+def fill_row(
+    samples: Iterator[Encoded], tokens: int, waiting: list[Encoded] | None = None, most_waiting: int = 4
+) -> list[Encoded]:
+    """Samples for one row of `tokens`: first of `waiting`, then of `samples`, in order.
+
+    A sample that does not fit is put into `waiting`; the row ends when that holds `most_waiting` of them. Give the
+    same list for the next row, where the oldest comes first, and no sample is lost. Rows are empty in the end.
+    ValueError for a sample longer than any row.
+    """
+    waiting = [] if waiting is None else waiting
+    candidates, used = chain(tuple(waiting), samples), 0
+    waiting.clear()
+    row = []
+    for sample in candidates:
+        if len(sample) > tokens:
+            raise ValueError(f"a sample of {len(sample)} tokens for rows of {tokens}")
         if used + len(sample) <= tokens:
             row.append(sample)
             used += len(sample)
-        elif (misses := misses - 1) <= 0:
-            break
+        else:
+            waiting.append(sample)
+            if len(waiting) >= most_waiting:
+                break
     return row
 
 

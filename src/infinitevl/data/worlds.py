@@ -1,20 +1,21 @@
 """StreamWorld as training data: the batch of every step is a function of the recipe and the step alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from infinitevl.data.encode import Encoded, Encoder
 from infinitevl.data.packing import Batch, fill_row, pack
-from infinitevl.data.sample import VIDEO_MARK, Sample
+from infinitevl.data.sample import VIDEO_MARK, BadSample, Sample
 from infinitevl.data.streamworld.episodes import Episode, episode, sample, text_questions
 from infinitevl.data.streamworld.questions import Question
+from infinitevl.errors import InfiniteVLError
 
 VISUAL = ("read", "see", "move")
 MEMORY = ("recall", "order")
+MOST_REFUSED = 64  # episodes in a row that do not fit
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,23 @@ class WorldBatches(Dataset):
         return pack([fill_row(self._samples(step, row), self.tokens) for row in range(self.rows)], self.tokens)
 
     def _samples(self, step: int, row: int) -> Iterator[Encoded]:
+        """Without end; episodes that are too long are passed over, since there are always more."""
         rng = np.random.default_rng((self.seed, step, row))
         weights = np.array([part.weight for part in self.parts])
-        while True:
+        refused = 0
+        while refused < MOST_REFUSED:
             part = self.parts[rng.choice(len(self.parts), p=weights / weights.sum())]
-            yield self.encoder(world_sample(part, rng, self.size))
+            try:
+                encoded, refused = self.encoder(world_sample(part, rng, self.size)), 0
+            except BadSample as error:
+                reason, refused = error, refused + 1
+            else:
+                yield encoded
+        raise InfiniteVLError(f"{refused} episodes in a row do not fit into a batch: {reason}")
 
 
 def world_sample(part: Part, rng: np.random.Generator, size: int) -> Sample:
-    """A conversation about a new episode of this kind."""
+    """A conversation about a new episode of this kind; without a message where it leaves nothing to ask."""
     seed, frames = int(rng.integers(2**48)), int(rng.integers(part.frames[0], part.frames[1] + 1))
     if part.groups == ("text",):
         return conversation(None, text_questions(seed, "train", part.questions))
@@ -68,24 +77,21 @@ def world_sample(part: Part, rng: np.random.Generator, size: int) -> Sample:
         made = sample(
             seed, "train", frames=frames, questions=part.questions, groups=part.groups, cards=part.cards, size=size
         )
-    return conversation(made, list(made.questions))
+    return conversation(made, made.questions)
 
 
-def conversation(made: Episode | None, questions: list[Question]) -> Sample:
-    """The episode as a stream that is asked on the way and remembers what it said."""
+def conversation(made: Episode | None, questions: Sequence[Question]) -> Sample:
+    """The episode as a stream that is asked on the way and remembers what it said.
+
+    What is shown after the last question is left out. Without questions it is a sample that `check` refuses.
+    """
     messages, videos, start = [], [], 0
-    for at, group in groupby(questions, key=lambda question: question.frame):
-        for number, question in enumerate(group):
-            mark = ""
-            if number == 0 and made is not None and at >= start:
-                videos.append(made.frames[start : at + 1])
-                start, mark = at + 1, VIDEO_MARK
-            messages += [
-                {"role": "user", "content": mark + question.question},
-                {"role": "assistant", "content": question.answer},
-            ]
-    if not messages:  # nothing could be asked: the stream is there to be watched
-        messages = [{"role": "user", "content": "Say nothing."}, {"role": "assistant", "content": "ok"}]
-    return Sample(
-        messages, videos=videos, fps=made.fps if made else 1.0, name=f"StreamWorld {made.seed if made else ''}"
-    )
+    for question in questions:
+        mark = ""
+        if made is not None and question.frame >= start:
+            videos.append(made.frames[start : question.frame + 1])
+            start, mark = question.frame + 1, VIDEO_MARK
+        messages.append({"role": "user", "content": mark + question.question})
+        messages.append({"role": "assistant", "content": question.answer})
+    name, fps = ("StreamWorld text", 1.0) if made is None else (f"StreamWorld {made.seed}", made.fps)
+    return Sample(messages, videos=videos, fps=fps, name=name)

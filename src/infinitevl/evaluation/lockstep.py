@@ -10,7 +10,7 @@ from torch import Tensor
 from infinitevl.model.layers import DeltaState
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.processing import IM_END, IM_START, SYSTEM, VISION_END, VISION_START
-from infinitevl.model.rope import grid_positions
+from infinitevl.model.positions import grid_positions
 from infinitevl.video.preprocess import to_patches
 
 

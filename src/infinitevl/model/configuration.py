@@ -124,7 +124,10 @@ class InfiniteVLConfig(PreTrainedConfig):
     """A whole model. Reads nested configurations and the published one, with its text fields at the top level."""
 
     model_type = "infinite_vl"
-    sub_configs: ClassVar = {"text_config": InfiniteVLTextConfig, "vision_config": InfiniteVLVisionConfig}
+    sub_configs: ClassVar = {  # pyright: ignore
+        "text_config": InfiniteVLTextConfig,
+        "vision_config": InfiniteVLVisionConfig,
+    }
     keys_to_ignore_at_inference: ClassVar = ["past_key_values"]
 
     text_config: Any = None

@@ -232,9 +232,7 @@ def _job(name: str, recipe: Recipe, stored: dict[str, Stored], dtype: torch.dtyp
 
 def _float(tensor: Stored) -> torch.dtype:
     if tensor.dtype not in DTYPES:
-        raise InfiniteVLError(
-            f"{tensor.file} holds {tensor.name} as {tensor.dtype}, not one of {', '.join(DTYPES)}"
-        )
+        raise InfiniteVLError(f"{tensor.file} holds {tensor.name} as {tensor.dtype}, not one of {', '.join(DTYPES)}")
     return DTYPES[tensor.dtype]
 
 

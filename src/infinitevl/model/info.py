@@ -127,8 +127,7 @@ def working_set(config: InfiniteVLConfig, dtype: torch.dtype) -> int:
     peaks = (
         patches * b * (2 * vision.hidden_size + max(3 * vision.intermediate_size, 8 * vision.hidden_size)),
         tokens * b * (2 * text.hidden_size + 3 * text.intermediate_size),
-        tokens * b * 2 * text.hidden_size
-        + keys * (10 * tokens + 2 * b * text.num_key_value_heads * text.head_dim),
+        tokens * b * 2 * text.hidden_size + keys * (10 * tokens + 2 * b * text.num_key_value_heads * text.head_dim),
         tokens * (2 * b * (text.hidden_size + inner) + 16 * inner),
     )
     return max(peaks) + 4 * text.vocab_size

@@ -74,9 +74,7 @@ class Attention(nn.Module):
             q, k, v, *ring, window=self.window, sinks=self.sinks, lengths=chunk.lengths, seq_idx=chunk.seq_idx
         )
         if state is not None and chunk.count is not None:
-            ops.write_ring(
-                state.keys, state.values, k, v, chunk.count, sinks=self.sinks, lengths=chunk.lengths
-            )
+            ops.write_ring(state.keys, state.values, k, v, chunk.count, sinks=self.sinks, lengths=chunk.lengths)
         return self.o_proj(o.flatten(2))
 
 

@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from infinitevl.model.configuration import InfiniteVLConfig
 from infinitevl.model.decoder import Decoder
+from infinitevl.model.generation import StateGenerationMixin
 from infinitevl.model.layers import GatedDeltaNet, RMSNorm, ShortConvolution
-from infinitevl.model.rope import PositionRule
+from infinitevl.model.positions import Grid, as_grid, number_prompts
 from infinitevl.model.state import State
-from infinitevl.model.vision import Grid, VisionTower
+from infinitevl.model.vision import VisionTower
 
 # Checkpoints written by transformers 4 name the parts without `model.` or without `language_model.`
 OLD_NAMES = {
@@ -47,14 +48,14 @@ class InfiniteVLModel(nn.Module):
         self.language_model = Decoder(config.text_config)
 
 
-class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
     """InfiniteVL (arXiv 2512.08829): a vision-language model whose memory of an endless stream has constant size."""
 
     config: InfiniteVLConfig
     config_class = InfiniteVLConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("image", "video", "text")
+    input_modalities: ClassVar = ["image", "video", "text"]
     supports_gradient_checkpointing = True
     _is_stateful = True
     _no_split_modules: ClassVar = ["DecoderLayer", "VisionBlock"]
@@ -79,7 +80,7 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.language_model.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.model.language_model.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module:
@@ -119,10 +120,10 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return visual(patches.to(self.device), visual.plan(grid, self.device))
 
     def get_image_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
-        return self.encode(pixel_values, _grid(image_grid_thw))
+        return self.encode(pixel_values, as_grid(image_grid_thw))
 
     def get_video_features(self, pixel_values_videos: Tensor, video_grid_thw: Tensor) -> Tensor:
-        return self.encode(pixel_values_videos, _grid(video_grid_thw))
+        return self.encode(pixel_values_videos, as_grid(video_grid_thw))
 
     def forward(
         self,
@@ -200,7 +201,7 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if pixels is not None:
                 if grid is None or input_ids is None:
                     raise ValueError(f"{kind} pixels need input_ids and {kind}_grid_thw")
-                embeds = _insert(embeds, input_ids == token, self.encode(pixels, _grid(grid)), kind)
+                embeds = _insert(embeds, input_ids == token, self.encode(pixels, as_grid(grid)), kind)
         return embeds
 
     def _vision_mask(self, input_ids: Tensor | None, token_types: Tensor | None, batch: int, time: int) -> Tensor:
@@ -273,81 +274,8 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         second_per_grid_ts: seconds between the steps of each video (1.0 by default). Raises ValueError where the
         image and video tokens do not match the grids.
         """
-        grids = {
-            self.config.image_token_id: iter([(grid, 0.0) for grid in _grid(image_grid_thw)]),
-            self.config.video_token_id: iter(_timed(_grid(video_grid_thw), second_per_grid_ts)),
-        }
-        positions = torch.zeros(3, *input_ids.shape, dtype=torch.int64)
-        deltas = torch.zeros(input_ids.shape[0], 1, dtype=torch.int64)
-        for b, row in enumerate(input_ids.tolist()):
-            real = [True] * len(row) if attention_mask is None else (attention_mask[b] != 0).tolist()
-            sequences = [0] * len(row) if seq_idx is None else seq_idx[b].tolist()
-            for sequence in dict.fromkeys(sequences):
-                places = [t for t in range(len(row)) if real[t] and sequences[t] == sequence]
-                numbered = self._number([row[t] for t in places], grids)
-                positions[:, b, places] = numbered
-                deltas[b] = (int(numbered.max()) + 1 if places else 0) - len(row)
-        return positions.to(input_ids.device), deltas.to(input_ids.device)
-
-    def _number(self, tokens: list[int], grids: dict[int, Any]) -> Tensor:
-        """Positions [3, T] of one sequence; takes the grids of its images and videos."""
-        rule, pieces, start = PositionRule(), [], 0
-        merge, per_second = (
-            self.config.vision_config.spatial_merge_size,
-            self.config.vision_config.tokens_per_second,
-        )
-        while start < len(tokens):
-            stop = next((t for t in range(start, len(tokens)) if tokens[t] in grids), len(tokens))
-            pieces.append(rule.text(stop - start))
-            start = stop
-            if stop < len(tokens):
-                (t, h, w), seconds = next(grids[tokens[stop]], ((0, 0, 0), 0.0))
-                start = stop + t * h * w // merge**2
-                if t == 0 or any(token != tokens[stop] for token in tokens[stop:start]) or start > len(tokens):
-                    raise ValueError("the image and video tokens of the prompt do not match the grids")
-                times = [int(i * seconds * per_second) for i in range(t)]
-                pieces.append(rule.vision(times, h // merge, w // merge))
-        return torch.cat(pieces, dim=1) if pieces else torch.zeros(3, 0, dtype=torch.int64)
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        """False: `forward` allocates the state."""
-        return False
-
-    def _prepare_position_ids_for_generation(self, *_: Any) -> None:
-        """None: `forward` numbers the prompt, the state goes on from there."""
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: Tensor | None = None,
-        **inputs: Any,
-    ) -> tuple[Any, dict[str, Any]]:
-        """Repeat the rows for beams and samples, and the images and videos of each row with it."""
-        merge, expanded = self.config.vision_config.spatial_merge_size, {}
-        seconds = inputs.pop("second_per_grid_ts", None)
-        for pixels, grid, token in (
-            ("pixel_values", "image_grid_thw", self.config.image_token_id),
-            ("pixel_values_videos", "video_grid_thw", self.config.video_token_id),
-        ):
-            if inputs.get(grid) is not None and input_ids is not None:
-                values, sizes = inputs.pop(pixels), inputs.pop(grid)
-                order = _picture_order((input_ids == token).sum(1), sizes.prod(1) // merge**2, expand_size)
-                pieces = values.split(sizes.prod(1).tolist())
-                expanded |= {pixels: torch.cat([pieces[i] for i in order]), grid: sizes[order]}
-                if seconds is not None and pixels == "pixel_values_videos":
-                    seconds = [float(seconds[i]) for i in order]
-        input_ids, inputs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **inputs)
-        return input_ids, {**inputs, **expanded, "second_per_grid_ts": seconds}
-
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        if inputs.get("input_ids") is not None and inputs["input_ids"].shape[1] == 0:
-            raise ValueError("no new tokens: with a state, pass the new tokens and a mask that covers the old ones")
-        if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
-            inputs |= dict.fromkeys(("image_grid_thw", "video_grid_thw", "position_ids"))
-        return inputs
+        grids = (as_grid(image_grid_thw), as_grid(video_grid_thw))
+        return number_prompts(self.config, input_ids, *grids, second_per_grid_ts, attention_mask, seq_idx)
 
 
 @torch.no_grad()
@@ -359,27 +287,9 @@ def init_decay(a_log: Tensor, dt_bias: Tensor) -> None:
     dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
 
-def _grid(grid_thw: Tensor | None) -> Grid:
-    return () if grid_thw is None else tuple((t, h, w) for t, h, w in grid_thw.tolist())
-
-
-def _timed(grid: Grid, seconds: Tensor | Sequence[float] | None) -> list[tuple[tuple[int, int, int], float]]:
-    steps = [1.0] * len(grid) if seconds is None else [float(s) for s in seconds]
-    if len(steps) != len(grid):
-        raise ValueError(f"{len(steps)} second_per_grid_ts for {len(grid)} videos")
-    return list(zip(grid, steps, strict=True))
-
-
 def _rows(x: Tensor, order: Tensor) -> Tensor:
     """x[b, order[b]] for x [B, T, D]."""
     return x.gather(1, order[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def _picture_order(tokens: Tensor, sizes: Tensor, repeats: int) -> list[int]:
-    """Pictures in the order of the rows, each row `repeats` times. tokens: [B] of each row; sizes: of each picture."""
-    stops = torch.searchsorted(sizes.cumsum(0), tokens.cumsum(0), right=True).tolist()
-    rows = zip([0, *stops], stops, strict=False)
-    return [i for start, stop in rows for _ in range(repeats) for i in range(start, stop)]
 
 
 def _insert(embeds: Tensor, where: Tensor, features: Tensor, kind: str) -> Tensor:

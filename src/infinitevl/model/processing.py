@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,18 @@ class InfiniteVLProcessor(ProcessorMixin):
     def token_id(self, token: str) -> int | None:
         """The id of a special token, None where the tokenizer has none."""
         return self.tokenizer.get_vocab().get(token)
+
+    def config_ids(self) -> dict[str, Any]:
+        """The fields of InfiniteVLConfig that hold ids of special tokens."""
+        return {
+            "image_token_id": self.token_id(IMAGE),
+            "video_token_id": self.token_id(VIDEO),
+            "vision_start_token_id": self.token_id(VISION_START),
+            "vision_end_token_id": self.token_id(VISION_END),
+            "eos_token_id": self.token_id(IM_END),
+            "pad_token_id": self.pad_token_id,
+            "bos_token_id": None,
+        }
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a piece of text. `special=False`: marks like <|im_end|> in it are plain text."""
@@ -232,8 +244,6 @@ def load_image(image: Any) -> Tensor:
 
 def load_video(video: Any, fps: float) -> tuple[Tensor, float]:
     """Anything `open_video` opens, or uint8 [N, H, W, 3], to frames and their rate."""
-    from infinitevl.video.sources import open_video
-
     if isinstance(video, dict):
         fps = float(video.get("fps") or fps)
         video = next(
@@ -243,18 +253,38 @@ def load_video(video: Any, fps: float) -> tuple[Tensor, float]:
         video = video.get("url") if isinstance(video, dict) else video
     if video is None:
         raise InfiniteVLError("an image or video part of a message names no image or video")
-    if hasattr(video, "convert"):
-        video = np.array(video.convert("RGB"))
-    if isinstance(video, str) and video.startswith("data:"):
-        video = _data(video)
     if isinstance(video, (Tensor, np.ndarray)):
-        array = video if isinstance(video, Tensor) else np.require(video, requirements=["C", "W"])
-        frames = torch.as_tensor(array)
-        return (frames[None] if frames.ndim == 3 else frames), fps
-    frames = [frame for _, frame in open_video(video, fps=fps)]
+        return _clip(video), fps
+    frames = [frame for _, frame in timed_frames(video, fps)]
     if len({frame.shape for frame in frames}) > 1:
         raise InfiniteVLError(f"the frames of {str(video)[:200]} differ in size: a video here is of one size")
-    return torch.from_numpy(np.stack(frames)), fps
+    return torch.stack(frames), fps
+
+
+def timed_frames(video: Any, fps: float) -> Iterator[tuple[float, Tensor]]:
+    """Frames uint8 [H, W, 3] and their seconds, one by one, so that a long video need not be held in memory.
+
+    video: what `open_video` opens, a data: address, a PIL image, or uint8 [H, W, 3] or [N, H, W, 3] at rate fps.
+    """
+    from infinitevl.video.pictures import to_array
+    from infinitevl.video.sources import open_video
+
+    if hasattr(video, "convert"):
+        video = to_array(video)
+    if isinstance(video, (Tensor, np.ndarray)):
+        yield from ((i / fps, frame) for i, frame in enumerate(_clip(video)))
+        return
+    if isinstance(video, str) and video.startswith("data:"):
+        video = _data(video)
+    for time, frame in open_video(video, fps=fps):
+        yield time, torch.from_numpy(frame)
+
+
+def _clip(frames: Tensor | np.ndarray) -> Tensor:
+    """One picture [H, W, 3] as a video of one frame; views that torch cannot take are copied."""
+    array = frames if isinstance(frames, Tensor) else np.require(frames, requirements=["C", "W"])
+    clip = torch.as_tensor(array)
+    return clip[None] if clip.ndim == 3 else clip
 
 
 def _data(address: str) -> io.BytesIO:

@@ -37,10 +37,6 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def random_config(processor: InfiniteVLProcessor, **text: object) -> InfiniteVLConfig:
     """8 layers of width 128, window 256, about 2 million parameters; `text` overrides fields of the text config."""
-    ids = {
-        "image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": VISION_START,
-        "vision_end_token_id": VISION_END, "eos_token_id": IM_END, "pad_token_id": END_OF_TEXT,
-    }  # fmt: skip
     return InfiniteVLConfig(
         text_config={
             "vocab_size": len(processor.tokenizer), "hidden_size": 128, "intermediate_size": 256,
@@ -51,8 +47,7 @@ def random_config(processor: InfiniteVLProcessor, **text: object) -> InfiniteVLC
             "depth": 4, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": 128,
             "fullatt_block_indexes": [1, 3],
         },
-        bos_token_id=None,
-        **{name: processor.token_id(token) for name, token in ids.items()},
+        **processor.config_ids(),
     )  # fmt: skip
 
 

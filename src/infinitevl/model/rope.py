@@ -1,4 +1,4 @@
-"""Rotary positions that stay exact however far a stream has run, and the 3-D rule that numbers its tokens.
+"""Rotary positions that stay exact however far a stream has run.
 
 A frequency f is a float32 number. Splitting a position as p = 2^16 h + l makes both 2^16 h f and l f exact in float64
 for |p| < 2^45, and cos(a + b) = cos a cos b - sin a sin b then gives the angle p f to float64 rounding, whatever
@@ -54,34 +54,3 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [B, T, H, D] by the angles of cos and sin [B, T, 1, D / 2], pairing i with i + D / 2."""
     first, second = x.to(cos.dtype).chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
-
-
-def grid_positions(times: Sequence[int], height: int, width: int) -> Tensor:
-    """Offsets [3, len(times) * height * width] of merged patches from where their image or video begins."""
-    t = torch.tensor(times, dtype=torch.int64)[:, None, None].expand(-1, height, width)
-    h = torch.arange(height)[None, :, None].expand_as(t)
-    w = torch.arange(width)[None, None, :].expand_as(t)
-    return torch.stack([t, h, w]).flatten(1)
-
-
-class PositionRule:
-    """Numbers the tokens of one sequence from 0, as the authors' implementation does.
-
-    Text counts up. An image or video begins at next + run, run being the length of the text just before it
-    (the authors' rule; Qwen2.5-VL's has no `+ run`). Text after it goes on at its largest position + 1.
-    """
-
-    def __init__(self) -> None:
-        self.next = 0
-        self.run = 0
-
-    def text(self, length: int) -> Tensor:
-        """[3, length]"""
-        start, self.next, self.run = self.next, self.next + length, self.run + length
-        return torch.arange(start, start + length).expand(3, -1)
-
-    def vision(self, times: Sequence[int], height: int, width: int) -> Tensor:
-        """[3, len(times) * height * width], for temporal offsets `times` and merged patches."""
-        positions = self.next + self.run + grid_positions(times, height, width)
-        self.next, self.run = int(positions.max()) + 1, 0
-        return positions

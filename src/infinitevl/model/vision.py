@@ -10,9 +10,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infinitevl.model.configuration import InfiniteVLVisionConfig
 from infinitevl.model.layers import MLP, RMSNorm
+from infinitevl.model.positions import Grid
 from infinitevl.model.rope import rotate
 
-Grid = tuple[tuple[int, int, int], ...]  # (temporal, height, width) in patches, per image or video
 EPS, THETA = 1e-6, 10000.0
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.processing import IM_END, IM_START, SYSTEM, VISION_END, VISION_START
-from infinitevl.model.rope import grid_positions
+from infinitevl.model.positions import grid_positions, tick
 from infinitevl.model.state import State
 from infinitevl.streaming.text import Sampling, TextPieces, decode
 from infinitevl.video.preprocess import smart_resize
@@ -226,7 +226,7 @@ class Stream:
         features = model.encode(patches, (grid,))
         vision = model.config.vision_config
         merge, seconds = vision.spatial_merge_size, at - session.start
-        offsets = grid_positions([int(seconds * vision.tokens_per_second)], grid[1] // merge, grid[2] // merge)
+        offsets = grid_positions([tick(seconds, vision.tokens_per_second)], grid[1] // merge, grid[2] // merge)
         positions = self.state.base[None, :, None] + offsets[:, None].to(model.device)
         is_vision = torch.ones(positions.shape[1:], dtype=torch.bool, device=model.device)
         model.model.language_model(features[None], positions, is_vision, state=self.state)

@@ -10,8 +10,10 @@ from infinitevl.data.worlds import WorldBatches
 from infinitevl.model.configuration import InfiniteVLConfig
 from infinitevl.model.convert import convert
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.model.processing import IM_END, IMAGE, VIDEO, VISION_END, VISION_START, InfiniteVLProcessor, PixelSettings
-from infinitevl.model.random_model import END_OF_TEXT
+from infinitevl.model.processing import (
+    InfiniteVLProcessor,
+    PixelSettings,
+)
 from infinitevl.train.loop import Settings, train_stage
 from infinitevl.train.recipes import Recipe
 from infinitevl.train.stages import Stage
@@ -41,7 +43,13 @@ def _stage(
         student.processor, student.config, max_tokens=stage.tokens, min_pixels=784, max_pixels=recipe.size**2
     )
     data = WorldBatches(
-        stage.data, encoder, rows=stage.rows, tokens=stage.tokens, steps=stage.steps, seed=recipe.seed, size=recipe.size
+        stage.data,
+        encoder,
+        rows=stage.rows,
+        tokens=stage.tokens,
+        steps=stage.steps,
+        seed=recipe.seed,
+        size=recipe.size,
     )
     return train_stage(stage, student, teacher, data, out / stage.name, settings)
 
@@ -50,16 +58,11 @@ def new_teacher(recipe: Recipe) -> InfiniteVLForConditionalGeneration:
     """A Qwen2.5-VL of random weights: this package's class with full attention everywhere, which equals it."""
     tokenizer = train_tokenizer(recipe.vocabulary)
     processor = InfiniteVLProcessor(tokenizer, PixelSettings(min_pixels=784, max_pixels=recipe.size**2))
-    ids = {
-        "image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": VISION_START,
-        "vision_end_token_id": VISION_END, "eos_token_id": IM_END, "pad_token_id": END_OF_TEXT,
-    }  # fmt: skip
     layers = recipe.text["num_hidden_layers"]
     config = InfiniteVLConfig(
         text_config={**recipe.text, "vocab_size": len(tokenizer), "layer_types": ["full_attention"] * layers},
         vision_config=recipe.vision,
-        bos_token_id=None,
-        **{name: processor.token_id(token) for name, token in ids.items()},
+        **processor.config_ids(),
     )
     torch.manual_seed(recipe.seed)
     model = InfiniteVLForConditionalGeneration(config)
@@ -67,7 +70,9 @@ def new_teacher(recipe: Recipe) -> InfiniteVLForConditionalGeneration:
     return model
 
 
-def new_student(recipe: Recipe, teacher: InfiniteVLForConditionalGeneration, out: Path) -> InfiniteVLForConditionalGeneration:
+def new_student(
+    recipe: Recipe, teacher: InfiniteVLForConditionalGeneration, out: Path
+) -> InfiniteVLForConditionalGeneration:
     """The teacher as a Qwen2.5-VL folder, converted: out/qwen, out/student."""
     folder = out / "student"
     if not (folder / "config.json").is_file():
@@ -84,7 +89,13 @@ def as_qwen(teacher: InfiniteVLForConditionalGeneration) -> Qwen2_5_VLForConditi
     text = teacher.config.text_config.to_dict()
     if set(text["layer_types"]) != {"full_attention"}:
         raise ValueError("only a model of full attention layers is a Qwen2.5-VL")
-    shared = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "tie_word_embeddings")
+    shared = (
+        "image_token_id",
+        "video_token_id",
+        "vision_start_token_id",
+        "vision_end_token_id",
+        "tie_word_embeddings",
+    )
     names = (
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters", "max_position_embeddings", "eos_token_id",
@@ -97,4 +108,3 @@ def as_qwen(teacher: InfiniteVLForConditionalGeneration) -> Qwen2_5_VLForConditi
     model = Qwen2_5_VLForConditionalGeneration(config)
     model.load_state_dict({name: tensor.cpu() for name, tensor in teacher.state_dict().items()})
     return model.to(torch.float32)
-

@@ -5,6 +5,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,27 @@ def check_size(width: int, height: int, name: str) -> None:
 
 def load_picture(path: Path) -> np.ndarray:
     """The picture as uint8 RGB [H, W, 3], upright by its EXIF orientation. VideoError if unreadable."""
+    with _readable(str(path)), Image.open(path) as image:
+        return _decoded(image, str(path))
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """The same for a picture that Pillow has opened, but maybe not decoded."""
+    name = getattr(image, "filename", "") or "the picture given"
+    with _readable(name):
+        return _decoded(image, name)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_size is the limit
-            with Image.open(path) as image:
-                check_size(image.width, image.height, str(path))
-                return _upright(image)
+            yield
     except VideoError:
         raise
     except Exception as error:  # a damaged picture makes Pillow raise nearly anything
-        raise VideoError(f"{path}: not a picture that can be read ({_line(error)})") from None
+        raise VideoError(f"{name}: not a picture that can be read ({_line(error)})") from None
 
 
 def _line(error: Exception) -> str:
@@ -47,7 +59,8 @@ def _line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _upright(image: Image.Image) -> np.ndarray:
+def _decoded(image: Image.Image, name: str) -> np.ndarray:
+    check_size(image.width, image.height, name)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8, not scale them
         return as_rgb((np.asarray(image) >> 8).astype(np.uint8), "")
