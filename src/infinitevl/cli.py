@@ -144,6 +144,24 @@ def demo(video: str | None, out: Path, model: str | None, fps: float) -> int:
     return run(video, out, model, fps)
 
 
+@commands.command(short_help="Train a small model on StreamWorld, through all stages.")
+@click.argument("recipe")
+@click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...")
+def train(recipe: str, changes: tuple[str, ...]) -> int:
+    """Train a small model on StreamWorld by RECIPE, nano or micro, through all stages of the paper.
+
+    \b
+    out=runs/RECIPE      where all is written; run again to go on where it was killed
+    workers=8 seed=1     processes that make data; seed of all
+    sft.steps=200        a setting of a stage: teacher, layerwise, distillation, sft, long
+
+    Every stage writes OUT/STAGE/model, which every command loads, metrics.jsonl and loss.png.
+    """
+    from infinitevl.commands.train import run
+
+    return run(recipe, changes)
+
+
 def _required_model(options: Any) -> Any:
     if not options.model:
         raise InfiniteVLError(NO_MODEL)

@@ -1,31 +1,37 @@
 """A recipe from nothing to a model: tokenizer, teacher, student, its stages. Each part is done once and kept."""
 
+import zlib
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from infinitevl.data.encode import Encoder
 from infinitevl.data.worlds import WorldBatches
 from infinitevl.model.configuration import InfiniteVLConfig
 from infinitevl.model.convert import convert
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.model.processing import (
-    InfiniteVLProcessor,
-    PixelSettings,
-)
-from infinitevl.train.loop import Settings, train_stage
+from infinitevl.model.processing import InfiniteVLProcessor, PixelSettings
+from infinitevl.train.keeping import pin, replace
+from infinitevl.train.loop import Settings, prepare_device, train_stage
+from infinitevl.train.qwen import as_qwen
 from infinitevl.train.recipes import Recipe
 from infinitevl.train.stages import Stage
 from infinitevl.train.tokenizer import train_tokenizer
 
+MIN_PIXELS = 28 * 28  # a frame of one token
+
 
 def run_recipe(recipe: Recipe, out: Path, settings: Settings) -> InfiniteVLForConditionalGeneration:
-    """Train all stages of `recipe` under `out`, one folder each, and return the last model. Resumable anywhere."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Train all stages of `recipe` under `out`, one folder each, and return the last model. Resumable anywhere.
+
+    InfiniteVLError where `out` holds a run of another recipe.
+    """
+    device = prepare_device()
+    pin(out / "recipe.json", {name: value for name, value in asdict(recipe).items() if name != "stages"})
     first, *rest = recipe.stages
-    teacher = _stage(recipe, first, new_teacher(recipe), None, out, settings).to(device)
-    student = new_student(recipe, teacher, out)
+    teacher = _stage(recipe, first, new_teacher(recipe, out / "processor").to(device), None, out, settings)
+    student = new_student(recipe, teacher, out).to(device)
     for stage in rest:
         student = _stage(recipe, stage, student, teacher if stage.needs_teacher else None, out, settings)
     return student.eval()
@@ -40,7 +46,7 @@ def _stage(
     settings: Settings,
 ) -> InfiniteVLForConditionalGeneration:
     encoder = Encoder(
-        student.processor, student.config, max_tokens=stage.tokens, min_pixels=784, max_pixels=recipe.size**2
+        student.processor, student.config, max_tokens=stage.tokens, min_pixels=MIN_PIXELS, max_pixels=recipe.size**2
     )
     data = WorldBatches(
         stage.data,
@@ -48,24 +54,30 @@ def _stage(
         rows=stage.rows,
         tokens=stage.tokens,
         steps=stage.steps,
-        seed=recipe.seed,
+        seed=recipe.seed + zlib.crc32(stage.name.encode()),  # every stage has episodes of its own
         size=recipe.size,
     )
     return train_stage(stage, student, teacher, data, out / stage.name, settings)
 
 
-def new_teacher(recipe: Recipe) -> InfiniteVLForConditionalGeneration:
-    """A Qwen2.5-VL of random weights: this package's class with full attention everywhere, which equals it."""
-    tokenizer = train_tokenizer(recipe.vocabulary)
-    processor = InfiniteVLProcessor(tokenizer, PixelSettings(min_pixels=784, max_pixels=recipe.size**2))
-    layers = recipe.text["num_hidden_layers"]
+def new_teacher(recipe: Recipe, kept: Path) -> InfiniteVLForConditionalGeneration:
+    """A Qwen2.5-VL of random weights: this package's class with full attention everywhere, which equals it.
+
+    kept: where its processor is, or else is put.
+    """
+    if not kept.is_dir():
+        pixels = PixelSettings(min_pixels=MIN_PIXELS, max_pixels=recipe.size**2)
+        replace(kept, InfiniteVLProcessor(train_tokenizer(recipe.vocabulary), pixels).save_pretrained)
+    processor = InfiniteVLProcessor.from_pretrained(kept)
+    layers = ["full_attention"] * recipe.text["num_hidden_layers"]
     config = InfiniteVLConfig(
-        text_config={**recipe.text, "vocab_size": len(tokenizer), "layer_types": ["full_attention"] * layers},
+        text_config={**recipe.text, "vocab_size": len(processor.tokenizer), "layer_types": layers},
         vision_config=recipe.vision,
         **processor.config_ids(),
     )
-    torch.manual_seed(recipe.seed)
-    model = InfiniteVLForConditionalGeneration(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = InfiniteVLForConditionalGeneration(config)
     model.processor = processor
     return model
 
@@ -75,36 +87,10 @@ def new_student(
 ) -> InfiniteVLForConditionalGeneration:
     """The teacher as a Qwen2.5-VL folder, converted: out/qwen, out/student."""
     folder = out / "student"
-    if not (folder / "config.json").is_file():
+    if not folder.is_dir():
         as_qwen(teacher).save_pretrained(out / "qwen")
         teacher.processor.save_pretrained(out / "qwen")
         convert(out / "qwen", folder, sliding_window=recipe.window, seed=recipe.seed)
     student = InfiniteVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     student.processor = teacher.processor
     return student
-
-
-def as_qwen(teacher: InfiniteVLForConditionalGeneration) -> Qwen2_5_VLForConditionalGeneration:
-    """The same weights in transformers' own class. ValueError for a model with other layers than full attention."""
-    text = teacher.config.text_config.to_dict()
-    if set(text["layer_types"]) != {"full_attention"}:
-        raise ValueError("only a model of full attention layers is a Qwen2.5-VL")
-    shared = (
-        "image_token_id",
-        "video_token_id",
-        "vision_start_token_id",
-        "vision_end_token_id",
-        "tie_word_embeddings",
-    )
-    names = (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters", "max_position_embeddings", "eos_token_id",
-    )  # fmt: skip
-    config = Qwen2_5_VLConfig(
-        text_config={name: text[name] for name in names},
-        vision_config={k: v for k, v in teacher.config.vision_config.to_dict().items() if k != "model_type"},
-        **{name: getattr(teacher.config, name) for name in shared},
-    )
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    model.load_state_dict({name: tensor.cpu() for name, tensor in teacher.state_dict().items()})
-    return model.to(torch.float32)

@@ -1,6 +1,6 @@
 """Recipes: which models, and which stages on which data. A recipe is a value; variants are made with `replace`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from infinitevl.data.worlds import MEMORY, VISUAL, Part
@@ -20,7 +20,6 @@ class Recipe:
     size: int = 112
     vocabulary: int = 1024
     seed: int = 0
-    notes: str = field(default="", compare=False)
 
 
 SHORT = Part(0.5, frames=(1, 4), questions=4)
@@ -85,3 +84,6 @@ def _scaled(parts: tuple[Part, ...], total: float) -> tuple[Part, ...]:
     """The same mixture with weights that add up to `total`."""
     weight = sum(part.weight for part in parts)
     return tuple(Part(p.weight / weight * total, p.frames, p.questions, p.groups, p.cards, p.at_end) for p in parts)
+
+
+RECIPES = {"nano": nano, "micro": micro}

@@ -1,6 +1,6 @@
 """The stages of the paper: what trains, on which loss, and one step of it."""
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,6 @@ from infinitevl.video.preprocess import to_patches
 
 Loss = Literal["cross_entropy", "layerwise", "distillation"]
 Trains = Literal["all", "delta", "language"]
-Backward = Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,23 @@ def _trains(model: InfiniteVLForConditionalGeneration, name: str, trains: Trains
     return parts[2] == "layers" and parts[4] == "self_attn" and kinds[int(parts[3])] == "linear_attention"
 
 
+def summary(model: nn.Module, names: list[str]) -> str:
+    """What trains, in a few lines: how many parameters of which parts, and of which layers where there are many."""
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    counts: dict[str, int] = {}
+    layers: dict[str, set[int]] = {}
+    for name in names:
+        match = re.fullmatch(r"model\.(.*?)\.(\d+)\.(\w+)\..*", name)
+        part = f"{match[1]}.N.{match[3]}" if match else name.removeprefix("model.").rsplit(".", 1)[0]
+        counts[part] = counts.get(part, 0) + sizes[name]
+        layers.setdefault(part, set()).update([int(match[2])] if match else [])
+    lines = [
+        f"  {count:>13,} {part}" + (f", N = {' '.join(map(str, sorted(layers[part])))}" if layers[part] else "")
+        for part, count in counts.items()
+    ]
+    return "\n".join([*lines, f"  {sum(counts.values()):>13,} of {sum(sizes.values()):,} parameters train"])
+
+
 @dataclass
 class Inputs:
     """A batch as the decoder takes it. real: [B, T] bool, no padding."""
@@ -104,9 +120,8 @@ def backward_step(
     student: InfiniteVLForConditionalGeneration,
     teacher: InfiniteVLForConditionalGeneration | None,
     batch: Batch,
-    backward: Backward,
 ) -> Tensor:
-    """Forward and backward pass of one batch. Returns the loss, detached."""
+    """Forward and backward pass of one batch: adds to the gradients. Returns the loss, detached."""
     if stage.loss == "cross_entropy":
         inputs = embed(student, batch)
         hidden = inputs.decode(student.model.language_model)
@@ -114,10 +129,10 @@ def backward_step(
     elif teacher is None:
         raise ValueError(f"stage {stage.name} needs a teacher")
     elif stage.loss == "layerwise":
-        return _layerwise(student, teacher, batch, backward)
+        return _layerwise(student, teacher, batch)
     else:
         loss = _distillation(stage.temperature, student, teacher, batch)
-    backward(loss)
+    loss.backward()
     return loss.detach()
 
 
@@ -125,7 +140,6 @@ def _layerwise(
     student: InfiniteVLForConditionalGeneration,
     teacher: InfiniteVLForConditionalGeneration,
     batch: Batch,
-    backward: Backward,
 ) -> Tensor:
     """Each replaced layer on the teacher's input of that layer, layer by layer: one graph at a time."""
     hidden: list[Tensor] = []
@@ -139,7 +153,7 @@ def _layerwise(
     for i in replaced:
         found = decoder.layers[i](hidden[i], chunk)
         loss = layer_distance(found, hidden[i + 1], inputs.real) / len(replaced)
-        backward(loss)
+        loss.backward()
         total += loss.detach()
     return total
 

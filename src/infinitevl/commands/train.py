@@ -1,0 +1,105 @@
+"""`infinitevl train`: a recipe, with changes, through all its stages."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import click
+
+from infinitevl.commands.console import quiet
+from infinitevl.errors import InfiniteVLError
+from infinitevl.train.loop import Settings
+from infinitevl.train.recipes import RECIPES, Recipe
+from infinitevl.train.stages import Stage
+
+LEAST = {"rows": 1, "tokens": 1, "window": 1, "checkpoint_every": 1, "size": 56, "temperature": 1e-3, "clip": 1e-6}
+WANTED = {int: "a whole number", float: "a number"}
+
+
+@dataclass(frozen=True)
+class Job:
+    recipe: Recipe
+    out: Path
+    settings: Settings
+
+
+def run(recipe: str, changes: Sequence[str]) -> int:
+    job = parse(recipe, changes)
+    from infinitevl.train.pipeline import run_recipe
+
+    quiet()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers complain in every worker
+    run_recipe(job.recipe, job.out, job.settings)
+    click.echo(str(job.out / job.recipe.stages[-1].name / "model"))
+    return 0
+
+
+def parse(name: str, changes: Sequence[str]) -> Job:
+    """A recipe by name, changed by texts such as out=runs/a, seed=1 and sft.steps=200. InfiniteVLError, one line."""
+    if name not in RECIPES:
+        raise InfiniteVLError(f"no recipe {name}: there are {', '.join(RECIPES)}")
+    workers = min(8, (os.cpu_count() or 1) // 2)
+    job = Job(RECIPES[name](), Path("runs") / name, Settings(workers=workers))
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise InfiniteVLError(f"{change}: a change is key=value, such as sft.steps=200")
+        job = _changed(job, key, text)
+    return job
+
+
+def _changed(job: Job, key: str, text: str) -> Job:
+    recipe = job.recipe
+    if key == "out":
+        return replace(job, out=Path(text))
+    if key in _names(Settings):
+        return replace(job, settings=_with(job.settings, key, key, text))
+    if key in _names(Recipe):
+        return replace(job, recipe=_with(recipe, key, key, text))
+    part, _, field = key.partition(".")
+    stages = {stage.name: stage for stage in recipe.stages}
+    if part in stages and field in _names(Stage):
+        stages[part] = _with(stages[part], field, key, text)
+        return replace(job, recipe=replace(recipe, stages=tuple(stages.values())))
+    raise InfiniteVLError(_unknown(key, part, list(stages)))
+
+
+def _unknown(key: str, part: str, stages: list[str]) -> str:
+    if part in stages:
+        return f"{key}: a stage has {', '.join(_names(Stage))}"
+    known = ", ".join(("out", *_names(Settings), *_names(Recipe)))
+    return f"{key}: there are {known}, and STAGE.NAME with the stages {', '.join(stages)}"
+
+
+def _names(kind: type) -> list[str]:
+    """The fields that a text can set."""
+    hints = get_type_hints(kind)
+    return [field.name for field in fields(kind) if hints[field.name] in WANTED or _choices(hints[field.name])]
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def _with(value: Any, field: str, key: str, text: str) -> Any:
+    hint = get_type_hints(type(value))[field]
+    return replace(value, **{field: _chosen(hint, key, text) if _choices(hint) else _number(hint, field, key, text)})
+
+
+def _chosen(hint: Any, key: str, text: str) -> str:
+    if text not in _choices(hint):
+        raise InfiniteVLError(f"{key}={text}: it is one of {', '.join(_choices(hint))}")
+    return text
+
+
+def _number(hint: type, field: str, key: str, text: str) -> Any:
+    try:
+        value = hint(text)
+    except ValueError:
+        raise InfiniteVLError(f"{key}={text}: it is {WANTED[hint]}") from None
+    if not math.isfinite(value) or value < LEAST.get(field, 0):
+        raise InfiniteVLError(f"{key}={text}: it is at least {LEAST.get(field, 0):g}")
+    return value

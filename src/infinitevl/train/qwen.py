@@ -1,0 +1,33 @@
+"""A teacher of this package as transformers' own Qwen2.5-VL, which `convert` and everyone else can read."""
+
+import torch
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
+
+SHARED = (
+    "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "tie_word_embeddings",
+)  # fmt: skip
+TEXT = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters", "max_position_embeddings", "eos_token_id",
+)  # fmt: skip
+
+
+def as_qwen(teacher: InfiniteVLForConditionalGeneration) -> Qwen2_5_VLForConditionalGeneration:
+    """The same weights in transformers' own class, on the CPU in float32, which gives the same logits at the same
+    positions. ValueError for a model that is no Qwen2.5-VL.
+    """
+    text, vision = teacher.config.text_config.to_dict(), teacher.config.vision_config.to_dict()
+    if set(text["layer_types"]) != {"full_attention"}:
+        raise ValueError("only a model of full attention layers is a Qwen2.5-VL")
+    if text["head_dim"] * text["num_attention_heads"] != text["hidden_size"]:
+        raise ValueError("the heads of a Qwen2.5-VL share its hidden size")
+    config = Qwen2_5_VLConfig(
+        text_config={name: text[name] for name in TEXT},
+        vision_config={name: value for name, value in vision.items() if name != "model_type"},
+        **{name: getattr(teacher.config, name) for name in SHARED},
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    model.load_state_dict({name: tensor.cpu() for name, tensor in teacher.state_dict().items()})
+    return model.to(torch.float32).eval()
