@@ -87,7 +87,7 @@ class Prompt:
         bounds = {"min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS}
         patches, grid = self.model.processor.patches(torch.from_numpy(picture)[None], **bounds)
         rows, columns = grid[1] // 2, grid[2] // 2
-        t = torch.full((rows * columns,), int(seconds * self.model.config.vision_config.tokens_per_second))
+        t = torch.full((rows * columns,), int(round(seconds, 6) * self.model.config.vision_config.tokens_per_second))
         h, w = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         places = torch.stack([t, h.flatten(), w.flatten()]) + self._base
         self._add(self.model.encode(patches, (grid,)), places, 2)

@@ -27,11 +27,8 @@ class Batch:
     frames: list[Tensor]
 
     def to(self, device: torch.device) -> "Batch":
-        moved = (
-            x.to(device, non_blocking=True)
-            for x in (self.ids, self.targets, self.positions, self.seq_idx, self.lengths)
-        )
-        return Batch(*moved, [x.to(device, non_blocking=True) for x in self.frames])
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Batch(**tensors, frames=[frames.to(device) for frames in self.frames])
 
     @property
     def tokens(self) -> int:

@@ -4,13 +4,15 @@ Every row sees a frame of the same size at the same time and is asked at the sam
 the answers are those of separate streams; tests hold this.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from infinitevl.model.layers import DeltaState
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
+from infinitevl.model.positions import grid_positions, tick
 from infinitevl.model.processing import IM_END, IM_START, SYSTEM, VISION_END, VISION_START
-from infinitevl.model.positions import grid_positions
+from infinitevl.model.state import DeltaState, State
 from infinitevl.video.preprocess import to_patches
 
 
@@ -32,7 +34,7 @@ class Lockstep:
         vision = model.config.vision_config
         patches, (_, height, width) = to_patches(frames.to(model.device).repeat_interleave(2, dim=0))
         features = model.encode(patches, ((len(frames), height, width),)).unflatten(0, (len(frames), -1))
-        merge, time = vision.spatial_merge_size, int(self.frames / self.fps * vision.tokens_per_second)
+        merge, time = vision.spatial_merge_size, tick(self.frames / self.fps, vision.tokens_per_second)
         offsets = grid_positions([time], height // merge, width // merge).to(model.device)
         positions = self.state.base[None, :, None] + offsets[:, None]
         is_vision = torch.ones(positions.shape[1:], dtype=torch.bool, device=model.device)
@@ -41,41 +43,43 @@ class Lockstep:
 
     def forget(self) -> None:
         """Empty the memory of the Gated DeltaNet layers; the attention windows stay."""
-        for layer in self.state.layers:
-            if isinstance(layer, DeltaState):
-                layer.memory.zero_()
+        for layer in self._delta():
+            layer.memory.zero_()
 
     def memory_norm(self) -> Tensor:
         """[layers] mean norm of a head's memory in each Gated DeltaNet layer."""
-        norms = [x.memory.flatten(2).norm(dim=-1).mean() for x in self.state.layers if isinstance(x, DeltaState)]
-        return torch.stack(norms)
+        return torch.stack([layer.memory.flatten(2).norm(dim=-1).mean() for layer in self._delta()])
 
     @torch.inference_mode()
-    def ask(self, questions: list[str], max_new_tokens: int = 24) -> list[str]:
+    def ask(self, questions: Sequence[str], max_new_tokens: int = 24) -> list[str]:
         """A greedy answer from a fork of every stream, to its own question."""
         processor = self.model.processor
-        opening = VISION_END if self.frames else f"{SYSTEM}{IM_START}user\n"
+        opening = processor.encode(VISION_END if self.frames else f"{SYSTEM}{IM_START}user\n")
         closing = processor.encode(f"{IM_END}\n{IM_START}assistant\n")
-        rows = [[*processor.encode(opening), *processor.encode(q, special=False), *closing] for q in questions]
+        rows = [[*opening, *processor.encode(question.strip(), special=False), *closing] for question in questions]
         state = self.state.fork()
         logits = self._feed(state, *_padded(rows, self.model.device))
         return processor.tokenizer.batch_decode(self._decode(state, logits, max_new_tokens), skip_special_tokens=True)
 
-    def _decode(self, state, logits: Tensor, limit: int) -> list[list[int]]:
+    def _delta(self) -> list[DeltaState]:
+        return [layer for layer in self.state.layers if isinstance(layer, DeltaState)]
+
+    def _decode(self, state: State, logits: Tensor, limit: int) -> list[list[int]]:
+        """The tokens of every row, without the one that ended it. A row that has ended is fed no more."""
         ends = torch.tensor(sorted(self.model.end_tokens()), device=logits.device)
         going = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-        chosen = []
+        rows: list[list[int]] = [[] for _ in range(len(logits))]
         for _ in range(limit):
             token = logits.argmax(-1)
             going = going & ~torch.isin(token, ends)
             if not going.any():
                 break
-            chosen.append(torch.where(going, token, -1))
+            for row, chosen, more in zip(rows, token.tolist(), going.tolist(), strict=True):
+                row += [chosen] if more else []
             logits = self._feed(state, token[:, None], going[:, None].long())
-        columns = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in range(len(logits))]
-        return [[token for token in row if token >= 0] for row in columns]
+        return rows
 
-    def _feed(self, state, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    def _feed(self, state: State, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Put tokens into the state; logits [B, vocabulary] after the last real token of each row."""
         logits = self.model(ids, attention_mask=mask, past_key_values=state).logits
         last = -1 if mask is None else (mask.sum(1) - 1).clamp(min=0)
@@ -83,6 +87,7 @@ class Lockstep:
 
 
 def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """ids and mask [B, T], padding behind."""
     longest = max(map(len, rows))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
     return ids, torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)

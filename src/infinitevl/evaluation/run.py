@@ -8,20 +8,21 @@ from typing import Any
 import torch
 
 from infinitevl.data.streamworld import Question
+from infinitevl.data.streamworld.episodes import FPS
 from infinitevl.evaluation.lockstep import Lockstep
-from infinitevl.evaluation.tasks import Cell, Episodes, batches, frame_rate
+from infinitevl.evaluation.tasks import PERCEPTION, Cell, Episodes, batches
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 
 
 @dataclass
 class Score:
-    """Of one cell: right answers among `asked`, chance, and the 95% interval of the share (Wilson)."""
+    """Of one cell: right answers among `asked`; chance: of a guesser who knows the answer set; mean_age: frames."""
 
     cell: Cell
-    asked: int
-    right: int
-    chance: float
-    mean_age: float
+    asked: int = 0
+    right: int = 0
+    chance: float = 0.0
+    mean_age: float = 0.0
 
     @property
     def share(self) -> float:
@@ -29,22 +30,18 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float]:
+        """The 95% interval of the share (Wilson)."""
         return wilson(self.right, self.asked)
 
     def row(self) -> dict[str, Any]:
+        """All of it as one line of a table."""
         low, high = self.interval
-        return {
-            **asdict(self.cell),
-            "asked": self.asked,
-            "accuracy": self.share,
-            "low": low,
-            "high": high,
-            "chance": self.chance,
-        }
+        found = {"asked": self.asked, "accuracy": self.share, "low": low, "high": high}
+        return {**asdict(self.cell), **found, "chance": self.chance, "mean_age": self.mean_age}
 
 
 def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
-    """95% interval of a share."""
+    """Wilson's score interval of a share, 95% for z = 1.96. (0, 1) where nothing was asked."""
     if asked == 0:
         return 0.0, 1.0
     share, zz = right / asked, z * z / asked
@@ -79,7 +76,7 @@ def evaluate(
 def _score(
     model: InfiniteVLForConditionalGeneration, cell: Cell, episodes: Episodes, rows: int, workers: int
 ) -> Score:
-    score = Score(cell, 0, 0, 0.0, 0.0)
+    score = Score(cell)
     for frames, questions in batches(episodes, rows, workers):
         answers = _answers(model, cell, frames, questions)
         for answer, question in zip(answers, questions, strict=True):
@@ -93,7 +90,7 @@ def _score(
 def _answers(
     model: InfiniteVLForConditionalGeneration, cell: Cell, frames: torch.Tensor, questions: list[Question]
 ) -> list[str]:
-    streams = Lockstep(model, len(questions), frame_rate())
+    streams = Lockstep(model, len(questions), FPS)
     for index, shown in enumerate(frames.transpose(0, 1)):
         if index == cell.forget_at:
             streams.forget()
@@ -103,7 +100,7 @@ def _answers(
 
 def short_cells() -> list[Cell]:
     """Perception: what the window holds."""
-    return [Cell(group, group, frames=8) for group in ("read", "see", "move")]
+    return [Cell(group, group, frames=8) for group in PERCEPTION]
 
 
 def memory_cells(window_frames: int, cards: int, ages: Sequence[float], forget: bool = False) -> list[Cell]:

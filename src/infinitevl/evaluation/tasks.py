@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from infinitevl.data.streamworld import Question, Recall, Split, recall
-from infinitevl.data.streamworld.episodes import FPS, sample
+from infinitevl.data.streamworld.episodes import sample
+from infinitevl.errors import InfiniteVLError
 
+PERCEPTION = ("read", "see", "move")
 MOST_TRIES = 64  # episodes tried for a question of a rare kind
 
 
@@ -19,48 +21,48 @@ MOST_TRIES = 64  # episodes tried for a question of a rare kind
 class Cell:
     """One entry of a table: `frames` frames, then a question of `group`.
 
-    For group "recall" the question is about a card `age` frames old among `cards` cards.
-    forget_at: the frame before which the Gated DeltaNet memory is emptied (None: never).
+    group: of PERCEPTION, whose answer is in these frames, or "recall": the question is about a card last seen `age`
+    frames before the last, one of `cards` cards. forget_at: the frame before which the Gated DeltaNet memory is
+    emptied (None: never).
     """
 
     name: str
     group: str
     frames: int
-    cards: int | None = None
+    cards: int = 1
     age: int | None = None
     forget_at: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.group not in (*PERCEPTION, "recall"):
+            raise ValueError(f"no cells of group {self.group}: its answers depend on the whole past")
 
     def episode(self, seed: int, split: Split, size: int) -> tuple[np.ndarray, Question]:
         """Frames uint8 [frames, size, size, 3] and the question asked after the last of them."""
         if self.group == "recall":
-            play = recall(seed, split, Recall(self.frames, self.cards or 1, self.age), size=size)
+            play = recall(seed, split, Recall(self.frames, self.cards, self.age), size=size)
             episode = play.episode()
             return episode.frames, episode.questions[0]
         return self._asked_last(seed, split, size)
 
     def _asked_last(self, seed: int, split: Split, size: int) -> tuple[np.ndarray, Question]:
+        """An episode twice as long, cut after a question that comes late enough for `frames` frames before it."""
+        twice = {"frames": 2 * self.frames, "questions": 2, "groups": (self.group,), "size": size}
         for attempt in range(MOST_TRIES):
-            # an episode twice as long, cut after a question that comes late enough for `frames` frames before it
-            made = sample(
-                seed * MOST_TRIES + attempt,
-                split,
-                frames=2 * self.frames,
-                questions=2,
-                groups=(self.group,),
-                size=size,
-            )
-            late = [q for q in made.questions if q.frame >= self.frames - 1]
-            if late:
-                stop = late[0].frame + 1
-                return made.frames[stop - self.frames : stop], late[0]
-        raise RuntimeError(f"no question of group {self.group} in {MOST_TRIES} episodes")
+            made = sample(seed * MOST_TRIES + attempt, split, **twice)
+            for question in made.questions:
+                start, stop = question.frame + 1 - self.frames, question.frame + 1
+                if start >= 0 and question.age < self.frames:
+                    return made.frames[start:stop], question
+        raise InfiniteVLError(f"no question of group {self.group} in {MOST_TRIES} episodes of {self.frames} frames")
 
 
 class Episodes(Dataset):
-    """The first episodes of a cell."""
+    """The first `count` episodes of a cell."""
 
     def __init__(self, cell: Cell, count: int, split: Split, size: int) -> None:
-        self.cell, self.count, self.split, self.size = cell, count, split, size
+        self.cell, self.count, self.size = cell, count, size
+        self.split: Split = split
 
     def __len__(self) -> int:
         return self.count
@@ -75,8 +77,3 @@ def batches(episodes: Episodes, rows: int, workers: int) -> Iterator[tuple[Tenso
     items = iter(DataLoader(episodes, batch_size=None, num_workers=workers))
     while group := list(islice(items, rows)):
         yield torch.stack([frames for frames, _ in group]), [question for _, question in group]
-
-
-def frame_rate() -> float:
-    """Frames a second of StreamWorld."""
-    return FPS

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.model.processing import IM_END, IM_START, SYSTEM, VISION_END, VISION_START
 from infinitevl.model.positions import grid_positions, tick
+from infinitevl.model.processing import IM_END, IM_START, SYSTEM, VISION_END, VISION_START
 from infinitevl.model.state import State
 from infinitevl.streaming.text import Sampling, TextPieces, decode
 from infinitevl.video.preprocess import smart_resize

@@ -71,9 +71,7 @@ def train_stage(
     """
     pin(out / "stage.json", asdict(stage))
     if (out / MODEL).is_dir():
-        trained = type(student).from_pretrained(out / MODEL, dtype=torch.float32).to(student.device)
-        trained.processor = student.processor
-        return trained
+        return _trained_before(out, student)
     names = select(student, stage.trains)
     Console(stderr=True, highlight=False).print(f"[bold]{stage.name}[/]: {stage.steps} steps of {stage.loss}")
     Console(stderr=True, highlight=False).print(summary(student, names), markup=False)
@@ -82,6 +80,13 @@ def train_stage(
     replace(out / MODEL, lambda folder: _write(student, folder))
     (out / CHECKPOINT).unlink(missing_ok=True)
     return student
+
+
+def _trained_before(out: Path, like: InfiniteVLForConditionalGeneration) -> InfiniteVLForConditionalGeneration:
+    """The model of a stage that is done, on the device of another, whose processor it shares."""
+    model: Any = type(like).from_pretrained(out / MODEL, dtype=torch.float32)
+    model.processor = like.processor
+    return model.to(like.device)
 
 
 def _write(model: InfiniteVLForConditionalGeneration, folder: Path) -> None:
@@ -104,9 +109,8 @@ class _Run:
         self.stage, self.student, self.out, self.settings = stage, student, out, settings
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         self.trained = {name: p for name, p in student.named_parameters() if name in set(names)}
-        self.optimizer = torch.optim.AdamW(
-            self.trained.values(), betas=(0.9, 0.999), weight_decay=stage.weight_decay, fused=student.device.type == "cuda"
-        )
+        decay, fused = stage.weight_decay, student.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(self.trained.values(), betas=(0.9, 0.999), weight_decay=decay, fused=fused)
         self.step, self.tokens = 0, 0
         self.losses: list[float] = []
 

@@ -3,6 +3,7 @@
 import zlib
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,8 +31,8 @@ def run_recipe(recipe: Recipe, out: Path, settings: Settings) -> InfiniteVLForCo
     device = prepare_device()
     pin(out / "recipe.json", {name: value for name, value in asdict(recipe).items() if name != "stages"})
     first, *rest = recipe.stages
-    teacher = _stage(recipe, first, new_teacher(recipe, out / "processor").to(device), None, out, settings)
-    student = new_student(recipe, teacher, out).to(device)
+    teacher = _stage(recipe, first, new_teacher(recipe, out / "processor", device), None, out, settings)
+    student = new_student(recipe, teacher, out)
     for stage in rest:
         student = _stage(recipe, stage, student, teacher if stage.needs_teacher else None, out, settings)
     return student.eval()
@@ -60,7 +61,7 @@ def _stage(
     return train_stage(stage, student, teacher, data, out / stage.name, settings)
 
 
-def new_teacher(recipe: Recipe, kept: Path) -> InfiniteVLForConditionalGeneration:
+def new_teacher(recipe: Recipe, kept: Path, device: torch.device) -> InfiniteVLForConditionalGeneration:
     """A Qwen2.5-VL of random weights: this package's class with full attention everywhere, which equals it.
 
     kept: where its processor is, or else is put.
@@ -76,10 +77,10 @@ def new_teacher(recipe: Recipe, kept: Path) -> InfiniteVLForConditionalGeneratio
         **processor.config_ids(),
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        model = InfiniteVLForConditionalGeneration(config)
+        torch.default_generator.manual_seed(recipe.seed)
+        model: Any = InfiniteVLForConditionalGeneration(config)
     model.processor = processor
-    return model
+    return model.to(device)
 
 
 def new_student(
@@ -91,6 +92,6 @@ def new_student(
         as_qwen(teacher).save_pretrained(out / "qwen")
         teacher.processor.save_pretrained(out / "qwen")
         convert(out / "qwen", folder, sliding_window=recipe.window, seed=recipe.seed)
-    student = InfiniteVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    student: Any = type(teacher).from_pretrained(folder, dtype=torch.float32)
     student.processor = teacher.processor
-    return student
+    return student.to(teacher.device)

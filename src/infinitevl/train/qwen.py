@@ -1,6 +1,5 @@
 """A teacher of this package as transformers' own Qwen2.5-VL, which `convert` and everyone else can read."""
 
-import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
@@ -29,5 +28,5 @@ def as_qwen(teacher: InfiniteVLForConditionalGeneration) -> Qwen2_5_VLForConditi
         **{name: getattr(teacher.config, name) for name in SHARED},
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
-    model.load_state_dict({name: tensor.cpu() for name, tensor in teacher.state_dict().items()})
-    return model.to(torch.float32).eval()
+    model.load_state_dict({name: tensor.float().cpu() for name, tensor in teacher.state_dict().items()})
+    return model.eval()

@@ -36,6 +36,7 @@ LONG = (
 
 def nano() -> Recipe:
     """The model in the box: 15 million parameters, window 256."""
+    rows, tokens = 32, 1920
     return Recipe(
         name="nano",
         text={
@@ -48,17 +49,18 @@ def nano() -> Recipe:
         },
         window=256,
         stages=(
-            Stage("teacher", "cross_entropy", "all", EVERYTHING, steps=3000, rows=32, tokens=1920, learning_rate=1e-3),
-            Stage("layerwise", "layerwise", "delta", EVERYTHING, steps=300, rows=32, tokens=1920, learning_rate=1e-3),
-            Stage("distillation", "distillation", "delta", EVERYTHING, steps=300, rows=32, tokens=1920, learning_rate=1e-3),
-            Stage("sft", "cross_entropy", "language", EVERYTHING, steps=1000, rows=32, tokens=1920, learning_rate=5e-4),
-            Stage("long", "cross_entropy", "all", (*LONG, *_scaled(EVERYTHING, 4.0)), steps=400, rows=8, tokens=8192, learning_rate=2e-4),
+            Stage("teacher", "cross_entropy", "all", EVERYTHING, 3000, rows, tokens, 1e-3),
+            Stage("layerwise", "layerwise", "delta", EVERYTHING, 300, rows, tokens, 1e-3),
+            Stage("distillation", "distillation", "delta", EVERYTHING, 300, rows, tokens, 1e-3),
+            Stage("sft", "cross_entropy", "language", EVERYTHING, 1000, rows, tokens, 5e-4),
+            Stage("long", "cross_entropy", "all", (*LONG, *_scaled(EVERYTHING, 4.0)), 400, 8, 8192, 2e-4),
         ),
     )  # fmt: skip
 
 
 def micro() -> Recipe:
     """Everything of nano in a few minutes on two CPU cores."""
+    rows, tokens = 4, 512
     short = (Part(1.0, frames=(1, 2), questions=3),)
     return Recipe(
         name="micro",
@@ -72,10 +74,10 @@ def micro() -> Recipe:
         },
         window=64,
         stages=(
-            Stage("teacher", "cross_entropy", "all", short, steps=300, rows=4, tokens=512, learning_rate=3e-3),
-            Stage("layerwise", "layerwise", "delta", short, steps=60, rows=4, tokens=512, learning_rate=3e-3),
-            Stage("distillation", "distillation", "delta", short, steps=60, rows=4, tokens=512, learning_rate=2e-3),
-            Stage("sft", "cross_entropy", "language", short, steps=60, rows=4, tokens=512, learning_rate=1e-3),
+            Stage("teacher", "cross_entropy", "all", short, 300, rows, tokens, 3e-3),
+            Stage("layerwise", "layerwise", "delta", short, 60, rows, tokens, 3e-3),
+            Stage("distillation", "distillation", "delta", short, 60, rows, tokens, 2e-3),
+            Stage("sft", "cross_entropy", "language", short, 60, rows, tokens, 1e-3),
         ),
     )  # fmt: skip
 
