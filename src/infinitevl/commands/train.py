@@ -15,7 +15,7 @@ from infinitevl.train.loop import Settings
 from infinitevl.train.recipes import RECIPES, Recipe
 from infinitevl.train.stages import Stage
 
-LEAST = {"rows": 1, "tokens": 1, "window": 1, "checkpoint_every": 1, "size": 56, "temperature": 1e-3, "clip": 1e-6}
+LEAST = {"rows": 1, "tokens": 1, "window": 1, "checkpoint_every": 1, "temperature": 1e-3, "clip": 1e-6}
 WANTED = {int: "a whole number", float: "a number"}
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import torch
@@ -125,12 +126,13 @@ class Encoder:
     def _media(self, draft: _Draft, mark: str, source: Any, fps: float) -> None:
         draft.text(self._ids(VISION_START))
         timed = self._frames(source, fps)
-        pairs = [next(timed)] if mark == IMAGE_MARK else self._video(timed, self.max_tokens - len(draft.ids))
-        if len({frame.shape for _, frame in pairs}) > 1:
-            raise InfiniteVLError("the frames of a video differ in size")
+        is_image = mark == IMAGE_MARK
+        pairs = list(islice(timed, 1)) if is_image else self._video(timed, self.max_tokens - len(draft.ids))
+        if len({frame.shape for _, frame in pairs}) != 1:
+            raise InfiniteVLError("the frames of a video differ in size" if pairs else "a video without frames")
         frames, start = torch.stack([frame for _, frame in pairs]), pairs[0][0]
         times = [tick(time - start, self.per_second) for time, _ in pairs]
-        token = self.config.image_token_id if mark == IMAGE_MARK else self.config.video_token_id
+        token = self.config.image_token_id if is_image else self.config.video_token_id
         draft.vision(token, times, frames.shape[1] // self.side, frames.shape[2] // self.side, frames)
         draft.text(self._ids(VISION_END))
 

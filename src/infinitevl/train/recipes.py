@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from infinitevl.data.streamworld.draw import UNIT
+from infinitevl.data.streamworld.world import TOKEN
 from infinitevl.data.worlds import MEMORY, VISUAL, Part
+from infinitevl.errors import InfiniteVLError
 from infinitevl.train.stages import Stage
 
 
@@ -20,6 +23,10 @@ class Recipe:
     size: int = 112
     vocabulary: int = 1024
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size < UNIT or self.size % TOKEN:
+            raise InfiniteVLError(f"size={self.size}: it is a multiple of {TOKEN}, at least {UNIT}")
 
 
 SHORT = Part(0.5, frames=(1, 4), questions=4)

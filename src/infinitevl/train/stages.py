@@ -149,7 +149,7 @@ def _layerwise(
     decoder = student.model.language_model
     chunk = decoder.chunk(inputs.embeds, inputs.positions, inputs.lengths, inputs.seq_idx, None)
     replaced = [i for i, kind in enumerate(decoder.config.layer_types or []) if kind == "linear_attention"]
-    total = torch.zeros((), device=inputs.embeds.device)
+    total = inputs.embeds.new_zeros(())
     for i in replaced:
         found = decoder.layers[i](hidden[i], chunk)
         loss = layer_distance(found, hidden[i + 1], inputs.real) / len(replaced)

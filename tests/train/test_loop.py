@@ -1,0 +1,224 @@
+"""Training goes on where it was killed, is never done twice, and stops where it breaks."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from train_kit import HYBRID, Copies, small_model, small_teacher, stage
+
+import infinitevl
+from helpers import assert_same_state
+from infinitevl.data.packing import Batch
+from infinitevl.errors import InfiniteVLError
+from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
+from infinitevl.train import loop
+from infinitevl.train.keeping import METRICS, load_checkpoint, read_metrics
+from infinitevl.train.loop import Settings, schedule, train_stage
+from infinitevl.train.stages import Stage
+
+KINDS = HYBRID[:3]
+STAGES = {
+    "cross_entropy": stage(),
+    "layerwise": stage(loss="layerwise", trains="delta"),
+    "distillation": stage(loss="distillation", trains="delta"),
+}
+
+
+class Killed(BaseException):
+    """Nobody catches it, as nobody catches a kill."""
+
+
+class Fatal(Dataset):
+    """Batches until the one of `at`, which kills."""
+
+    def __init__(self, data: Dataset, at: int) -> None:
+        self.data, self.at = data, at
+
+    def __getitem__(self, step: int) -> Batch:
+        if step == self.at:
+            raise Killed
+        return self.data[step]
+
+
+def train(kind: Stage, out: Path, killed_at: int | None = None, every: int = 2) -> Model:
+    student = small_model(KINDS)
+    teacher = small_teacher(layers=len(KINDS)) if kind.needs_teacher else None
+    data: Dataset = Copies(student, kind.steps)
+    data = data if killed_at is None else Fatal(data, killed_at)
+    return train_stage(kind, student, teacher, data, out, Settings(0, every))
+
+
+def told(out: Path) -> list[dict[str, Any]]:
+    """The metrics, without the time they took."""
+    lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+def tensors(state: Any, name: str = "") -> dict[str, Any]:
+    """All that a checkpoint holds, by where it is."""
+    if isinstance(state, dict):
+        return {key: value for part in state for key, value in tensors(state[part], f"{name}/{part}").items()}
+    if isinstance(state, (list, tuple)):
+        return tensors(dict(enumerate(state)), name)
+    return {name: state}
+
+
+def same(found: Any, expected: Any) -> bool:
+    return torch.equal(found, expected) if isinstance(found, Tensor) else found == expected
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    found, expected = tensors(found), tensors(expected)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not same(found[name], expected[name])] == []
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> dict[Path, list[Any]]:
+    """Every checkpoint that is written, by its place."""
+    found: dict[Path, list[Any]] = {}
+
+    def save(path: Path, state: Any) -> None:
+        save_checkpoint(path, state)
+        found.setdefault(path.parent, []).append(load_checkpoint(path))
+
+    save_checkpoint = loop.save_checkpoint
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    return found
+
+
+@pytest.mark.parametrize("loss", STAGES)
+def test_killed_anywhere(loss: str, tmp_path: Path, kept: dict[Path, list[Any]]):
+    """Weights, metrics and optimiser are bit by bit those of a training that was left alone."""
+    kind, whole = STAGES[loss], tmp_path / "whole"
+    expected = train(kind, whole).state_dict()
+    assert [state["step"] for state in kept[whole]] == [2, 4, 6]
+    assert not (whole / "checkpoint.pt").exists()
+    for step in range(kind.steps) if loss == "cross_entropy" else (3,):
+        out = tmp_path / str(step)
+        with pytest.raises(Killed):
+            train(kind, out, killed_at=step)
+        assert (out / "checkpoint.pt").exists() == (step >= 2)
+        assert_same(train(kind, out).state_dict(), expected)
+        assert told(out) == told(whole)
+        assert_same(kept[out][-1], kept[whole][-1])
+
+
+def test_killed_twice_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is half written counts for nothing."""
+    expected = train(STAGES["cross_entropy"], tmp_path / "whole").state_dict()
+
+    def half(state: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise Killed
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(torch, "save", half)
+        train(STAGES["cross_entropy"], out)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(loop, "_write", lambda model, folder: (folder.mkdir(), half(None, folder / "config.json")))
+        train(STAGES["cross_entropy"], out)
+    with (out / METRICS).open("a") as file:
+        file.write('{"step": 7, "lo')
+    assert len(read_metrics(out / METRICS)) == 6
+    assert_same(train(STAGES["cross_entropy"], out).state_dict(), expected)
+    assert told(out) == told(tmp_path / "whole")
+
+
+def test_a_finished_stage_is_not_trained_again(tmp_path: Path):
+    trained = train(STAGES["cross_entropy"], tmp_path)
+    again = train(STAGES["cross_entropy"], tmp_path, killed_at=0)
+    assert_same(again.state_dict(), trained.state_dict())
+    assert again.processor is not None
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "metrics.jsonl", "loss.png", "stage.json"}
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_model_can_be_loaded(tmp_path: Path):
+    trained, loaded = train(STAGES["cross_entropy"], tmp_path), infinitevl.load(tmp_path / "model")
+    streams = trained.eval().stream(), loaded.stream()
+    for stream in streams:
+        "".join(stream.ask("What?", remember=True, max_new_tokens=4))
+    assert_same_state(streams[0].state, streams[1].state)
+
+
+def test_other_settings_need_another_folder(tmp_path: Path):
+    with pytest.raises(Killed):
+        train(STAGES["cross_entropy"], tmp_path, killed_at=3)
+    with pytest.raises(InfiniteVLError, match=r"was begun with learning_rate 0\.001, not 0\.1"):
+        train(replace(STAGES["cross_entropy"], learning_rate=0.1), tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"nothing of use")
+    with pytest.raises(InfiniteVLError, match="checkpoint.pt cannot be read"):
+        train(STAGES["cross_entropy"], tmp_path)
+
+
+def test_no_steps(tmp_path: Path):
+    """An ablation leaves a stage out."""
+    before = small_model(KINDS).state_dict()
+    assert_same(train(stage(steps=0), tmp_path).state_dict(), before)
+    assert (tmp_path / "model" / "config.json").exists()
+
+
+def test_only_what_trains_changes(tmp_path: Path):
+    before, after = small_model(KINDS).state_dict(), train(STAGES["layerwise"], tmp_path).state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.split(".")[3] in "12" and ".self_attn." in name for name in changed)
+
+
+def test_nan_in_a_weight(tmp_path: Path):
+    student = small_model(KINDS)
+    student.model.language_model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(InfiniteVLError, match="^test broke at step 1: a loss of nan; the largest gradient is in ") as e:
+        train_stage(stage(), student, None, Copies(student, 6), tmp_path, Settings())
+    assert "\n" not in str(e.value)
+
+
+def test_the_largest_gradient_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One layer's gradient overflows while the loss is fine; the weights are left alone."""
+    student = small_model(KINDS)
+    weight = student.model.language_model.layers[2].mlp.down_proj.weight
+    weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    with pytest.raises(InfiniteVLError, match=r"step 1: a gradient of norm (nan|inf); .* in language_model\.layers\.2\."):
+        train_stage(stage(), student, None, Copies(student, 6), tmp_path, Settings())
+    assert_same(student.state_dict(), before)
+
+
+def test_an_exploding_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses = iter([1.0] * 22 + [19.0, 11.0, 0.1, 21.0])
+
+    def step(kind: Stage, student: Model, *_: Any) -> Tensor:
+        loss = (student.model.language_model.norm.weight.sum() * 0 + 1) * next(losses)
+        loss.backward()
+        return loss.detach()
+
+    monkeypatch.setattr(loop, "backward_step", step)
+    student = small_model(KINDS)
+    with pytest.raises(InfiniteVLError, match="step 26: a loss of 21, where 1 was usual; the largest gradient is in "):
+        train_stage(stage(steps=30), student, None, Copies(student, 30), tmp_path, Settings())
+
+
+def test_the_learning_rate():
+    kind = stage(steps=100, warmup=0.1)
+    factors = [schedule(step, kind) for step in range(100)]
+    assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert 0 < factors[-1] < 0.01
+    assert schedule(0, stage(steps=1)) == 1.0
+
+
+def test_curves_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("infinitevl.train.curves.find_spec", lambda name: None)
+    train(stage(steps=1), tmp_path)
+    assert not (tmp_path / "loss.png").exists()
+    shutil.rmtree(tmp_path / "model")
