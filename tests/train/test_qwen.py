@@ -15,7 +15,7 @@ from infinitevl.train.stages import embed
 
 @pytest.fixture(scope="module")
 def teacher():
-    return small_model(["full_attention"] * 3, head_dim=64)
+    return small_model(["full_attention"] * 3, num_attention_heads=4, num_key_value_heads=2)
 
 
 @torch.no_grad()

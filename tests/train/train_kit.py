@@ -19,8 +19,11 @@ TINY = {"hidden_size": 128, "intermediate_size": 64, "num_attention_heads": 2, "
 
 
 def small_model(kinds: list[str] = HYBRID, dtype: torch.dtype = torch.float32, **text: Any) -> Model:
+    """The same weights every time."""
     model = random_model(0, **{**TINY, "layer_types": kinds, "num_hidden_layers": len(kinds), **text})
-    randomise(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        randomise(model)
     return model.to(dtype)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from infinitevl.errors import InfiniteVLError
+from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 
 MODEL, CHECKPOINT, METRICS, CURVES = "model", "checkpoint.pt", "metrics.jsonl", "loss.png"
 
@@ -70,6 +71,16 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch raise nearly anything
         raise InfiniteVLError(f"{path} cannot be read ({type(error).__name__}): delete it to begin anew") from None
+
+
+@torch.no_grad()
+def load_model(folder: Path, like: InfiniteVLForConditionalGeneration) -> InfiniteVLForConditionalGeneration:
+    """The model of a folder in float32, on the device of another, whose processor it shares."""
+    model: Any = type(like).from_pretrained(folder, dtype=torch.float32)
+    for parameter in model.parameters():  # out of the mapped file, where no tensor is aligned as in a fresh model:
+        parameter.data = parameter.data.clone()  # matrix products would round in another way, and no run repeat
+    model.processor = like.processor
+    return model.to(like.device)
 
 
 def forget_after(metrics: Path, step: int) -> None:

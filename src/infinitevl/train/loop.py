@@ -26,6 +26,7 @@ from infinitevl.train.keeping import (
     Point,
     forget_after,
     load_checkpoint,
+    load_model,
     pin,
     replace,
     save_checkpoint,
@@ -71,7 +72,7 @@ def train_stage(
     """
     pin(out / "stage.json", asdict(stage))
     if (out / MODEL).is_dir():
-        return _trained_before(out, student)
+        return load_model(out / MODEL, student)
     names = select(student, stage.trains)
     Console(stderr=True, highlight=False).print(f"[bold]{stage.name}[/]: {stage.steps} steps of {stage.loss}")
     Console(stderr=True, highlight=False).print(summary(student, names), markup=False)
@@ -80,13 +81,6 @@ def train_stage(
     replace(out / MODEL, lambda folder: _write(student, folder))
     (out / CHECKPOINT).unlink(missing_ok=True)
     return student
-
-
-def _trained_before(out: Path, like: InfiniteVLForConditionalGeneration) -> InfiniteVLForConditionalGeneration:
-    """The model of a stage that is done, on the device of another, whose processor it shares."""
-    model: Any = type(like).from_pretrained(out / MODEL, dtype=torch.float32)
-    model.processor = like.processor
-    return model.to(like.device)
 
 
 def _write(model: InfiniteVLForConditionalGeneration, folder: Path) -> None:

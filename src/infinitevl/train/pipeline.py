@@ -13,7 +13,7 @@ from infinitevl.model.configuration import InfiniteVLConfig
 from infinitevl.model.convert import convert
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.processing import InfiniteVLProcessor, PixelSettings
-from infinitevl.train.keeping import pin, replace
+from infinitevl.train.keeping import load_model, pin, replace
 from infinitevl.train.loop import Settings, prepare_device, train_stage
 from infinitevl.train.qwen import as_qwen
 from infinitevl.train.recipes import Recipe
@@ -92,6 +92,4 @@ def new_student(
         as_qwen(teacher).save_pretrained(out / "qwen")
         teacher.processor.save_pretrained(out / "qwen")
         convert(out / "qwen", folder, sliding_window=recipe.window, seed=recipe.seed)
-    student: Any = type(teacher).from_pretrained(folder, dtype=torch.float32)
-    student.processor = teacher.processor
-    return student.to(teacher.device)
+    return load_model(folder, teacher)
