@@ -16,6 +16,12 @@ Run = Callable[..., Any]
 COMMANDS = ("stream", "chat", "convert", "info", "demo")
 
 
+@pytest.fixture(autouse=True)
+def short_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "CLIP_SECONDS", 2)
+    monkeypatch.setattr(demo, "CLIP_SIDE", 112)
+
+
 def mistaken(done: Any, message: str) -> None:
     assert (done.code, done.out, len(done.err)) == (2, [], 1), done
     assert message in done.err[0]
@@ -149,8 +155,6 @@ def test_convert(run: Run, media: Path, qwen: Path, tmp_path: Path):
 def test_demo(run: Run, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str):
     pytest.importorskip("matplotlib")
     monkeypatch.delenv("INFINITEVL_MODEL")
-    monkeypatch.setattr(demo, "CLIP_SECONDS", 2)
-    monkeypatch.setattr(demo, "CLIP_SIDE", 112)
     monkeypatch.setattr(demo, "ANSWER_TOKENS", 3)
     done = run("demo", *([media / "2.avi"] if given == "video" else []), "--out", tmp_path / "out", "--fps", "2")
     assert (done.code, done.err) == (0, [])

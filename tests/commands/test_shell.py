@@ -32,11 +32,9 @@ def test_a_clip_through_a_pipe(media: Path):
     assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["answer", "summary"]
 
 
-@pytest.mark.parametrize("args", [["--help"], ["stream", "CLIP", "--json", "--ask", "What?", *QUICK]])
-def test_a_reader_that_goes_away(media: Path, args: list[str]):
-    """infinitevl ... | true"""
-    args = [str(media / "2.avi") if arg == "CLIP" else arg for arg in args]
-    with subprocess.Popen([COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+def test_a_reader_that_goes_away():
+    """infinitevl --help | true"""
+    with subprocess.Popen([COMMAND, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout and process.stderr
         process.stdout.close()
         assert process.stderr.read() == b""

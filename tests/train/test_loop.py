@@ -18,7 +18,7 @@ from infinitevl.data.packing import Batch
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 from infinitevl.train import loop
-from infinitevl.train.keeping import METRICS, load_checkpoint, read_metrics
+from infinitevl.train.keeping import METRICS, load_checkpoint, load_model, read_metrics
 from infinitevl.train.loop import Settings, schedule, train_stage
 from infinitevl.train.stages import Stage
 
@@ -142,11 +142,14 @@ def test_a_finished_stage_is_not_trained_again(tmp_path: Path):
 
 
 def test_the_model_can_be_loaded(tmp_path: Path):
+    """By everyone, and by the next stage, for which it computes the same bit by bit."""
     trained, loaded = train(STAGES["cross_entropy"], tmp_path), infinitevl.load(tmp_path / "model")
-    streams = trained.eval().stream(), loaded.stream()
+    models = trained, loaded, load_model(tmp_path / "model", trained)
+    streams = [model.eval().stream() for model in models]
     for stream in streams:
         "".join(stream.ask("What?", remember=True, max_new_tokens=4))
-    assert_same_state(streams[0].state, streams[1].state, 1e-5)
+    assert_same_state(streams[1].state, streams[0].state, 1e-5)
+    assert_same_state(streams[2].state, streams[0].state)
 
 
 def test_other_settings_need_another_folder(tmp_path: Path):
