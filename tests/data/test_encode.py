@@ -81,7 +81,9 @@ def test_marks_in_what_people_write_are_text(model: Model, encode: Encoder):
 
 
 def test_text_around_marks_is_stripped(model: Model, encode: Encoder):
-    encoded = encode(sample(("user", "<image>\n<video>\n What? \n"), ("assistant", "It."), images=[clip(1)[0]], videos=[clip(2)]))
+    encoded = encode(
+        sample(("user", "<image>\n<video>\n What? \n"), ("assistant", "It."), images=[clip(1)[0]], videos=[clip(2)])
+    )
     assert f"{VISION_END}What?{IM_END}" in text_of(model, encoded.ids)
     assert f"{VISION_END}{VISION_START}" in text_of(model, encoded.ids)
     assert [tuple(frames.shape) for frames in encoded.frames] == [(1, 56, 28, 3), (2, 56, 28, 3)]
@@ -241,5 +243,5 @@ def test_an_answer_is_needed(encode: Encoder):
 
 def test_a_long_video_is_refused_before_it_is_read(model: Model):
     encode = Encoder(model.processor, model.config, max_tokens=100, **BOUNDS)
-    with pytest.raises(BadSample, match="more than 100 tokens, .. frames into a video"):
+    with pytest.raises(BadSample, match=r"more than 100 tokens, .. frames into a video"):
         encode(sample(("user", "<video>?"), ("assistant", "!"), videos=[Endless()]))

@@ -31,7 +31,9 @@ def world(seed: int = 0, tokens: int = 600, parts: tuple[Part, ...] = PARTS) -> 
 
 def content(batch: Batch) -> bytes:
     values = {name: value for name, value in vars(batch).items() if name != "frames"}
-    return pickle.dumps([*(v.numpy().tobytes() for v in values.values()), *(f.numpy().tobytes() for f in batch.frames)])
+    return pickle.dumps(
+        [*(v.numpy().tobytes() for v in values.values()), *(f.numpy().tobytes() for f in batch.frames)]
+    )
 
 
 def test_a_batch_is_a_function_of_its_step():
@@ -92,7 +94,7 @@ def test_episodes_that_cannot_fit():
     """Those that are too long are passed over, but not for ever."""
     mixed = world(tokens=120, parts=(Part(1, frames=(1, 40), questions=2),))
     assert all(0 < length <= 120 for length in mixed[0].lengths.tolist())
-    with pytest.raises(InfiniteVLError, match="64 episodes in a row do not fit into a batch: StreamWorld .* tokens"):
+    with pytest.raises(InfiniteVLError, match=r"64 episodes in a row do not fit into a batch: StreamWorld .* tokens"):
         world(tokens=60)[0]
 
 
@@ -101,4 +103,3 @@ def test_an_episode_without_questions_is_passed_over(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(worlds, "sample", lambda *_, **__: next(made))
     batch = world(parts=PARTS[:1])[0]
     assert (batch.lengths > 200).all()
-

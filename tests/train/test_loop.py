@@ -1,7 +1,6 @@
 """Training goes on where it was killed, is never done twice, and stops where it breaks."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +78,18 @@ def assert_same(found: Any, expected: Any) -> None:
     assert [name for name in found if not same(found[name], expected[name])] == []
 
 
+@pytest.fixture(autouse=True)
+def no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than these trainings."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("infinitevl.train.curves.find_spec", lambda name: None)
+
+
+@pytest.fixture
+def drawn() -> None:
+    """This test wants loss.png."""
+
+
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> dict[Path, list[Any]]:
     """Every checkpoint that is written, by its place."""
@@ -132,7 +143,7 @@ def test_killed_twice_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert told(out) == told(tmp_path / "whole")
 
 
-def test_a_finished_stage_is_not_trained_again(tmp_path: Path):
+def test_a_finished_stage_is_not_trained_again(tmp_path: Path, drawn: None):
     trained = train(STAGES["cross_entropy"], tmp_path)
     again = train(STAGES["cross_entropy"], tmp_path, killed_at=0)
     assert_same(again.state_dict(), trained.state_dict())
@@ -158,7 +169,7 @@ def test_other_settings_need_another_folder(tmp_path: Path):
     with pytest.raises(InfiniteVLError, match=r"was begun with learning_rate 0\.001, not 0\.1"):
         train(replace(STAGES["cross_entropy"], learning_rate=0.1), tmp_path)
     (tmp_path / "checkpoint.pt").write_bytes(b"nothing of use")
-    with pytest.raises(InfiniteVLError, match="checkpoint.pt cannot be read"):
+    with pytest.raises(InfiniteVLError, match=r"checkpoint.pt cannot be read"):
         train(STAGES["cross_entropy"], tmp_path)
 
 
@@ -179,7 +190,9 @@ def test_only_what_trains_changes(tmp_path: Path):
 def test_nan_in_a_weight(tmp_path: Path):
     student = small_model(KINDS)
     student.model.language_model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
-    with pytest.raises(InfiniteVLError, match="^test broke at step 1: a loss of nan; the largest gradient is in ") as e:
+    with pytest.raises(
+        InfiniteVLError, match=r"^test broke at step 1: a loss of nan; the largest gradient is in "
+    ) as e:
         train_stage(stage(), student, None, Copies(student, 6), tmp_path, Settings())
     assert "\n" not in str(e.value)
 
@@ -190,7 +203,9 @@ def test_the_largest_gradient_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     weight = student.model.language_model.layers[2].mlp.down_proj.weight
     weight.register_hook(lambda gradient: gradient * float("inf"))
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    with pytest.raises(InfiniteVLError, match=r"step 1: a gradient of norm (nan|inf); .* in language_model\.layers\.2\."):
+    with pytest.raises(
+        InfiniteVLError, match=r"step 1: a gradient of norm (nan|inf); .* in language_model\.layers\.2\."
+    ):
         train_stage(stage(), student, None, Copies(student, 6), tmp_path, Settings())
     assert_same(student.state_dict(), before)
 
@@ -220,8 +235,6 @@ def test_the_learning_rate():
     assert schedule(0, stage(steps=1)) == 1.0
 
 
-def test_curves_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("infinitevl.train.curves.find_spec", lambda name: None)
+def test_curves_are_left_out_without_matplotlib(tmp_path: Path):
     train(stage(steps=1), tmp_path)
     assert not (tmp_path / "loss.png").exists()
-    shutil.rmtree(tmp_path / "model")

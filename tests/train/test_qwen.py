@@ -31,7 +31,9 @@ def test_the_same_logits(teacher):
     inputs = embed(teacher, batch)
     expected = teacher.lm_head(inputs.decode(teacher.model.language_model))[1, :length]
     frames = batch.frames[-2:]
-    patches, grids = zip(*(teacher.processor.patches(f.repeat_interleave(2, dim=0), min_pixels=784) for f in frames), strict=True)
+    patches, grids = zip(
+        *(teacher.processor.patches(f.repeat_interleave(2, dim=0), min_pixels=784) for f in frames), strict=True
+    )
     found = qwen(
         input_ids=batch.ids[1:, :length], position_ids=batch.positions[:, 1:, :length],
         pixel_values_videos=torch.cat(patches), video_grid_thw=torch.tensor(grids),

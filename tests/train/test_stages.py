@@ -72,7 +72,9 @@ def test_layerwise(student: Model, teacher: Model):
     select(student, "delta")
     batch = mixed_batch(student)
     loss = backward_step(stage(loss="layerwise", trains="delta"), student, teacher, batch)
-    found = {name: parameter.grad.clone() for name, parameter in student.named_parameters() if name in trained(student)}
+    found = {
+        name: parameter.grad.clone() for name, parameter in student.named_parameters() if name in trained(student)
+    }
     assert set(found) == set(select(student, "delta"))
     student.zero_grad()
     by_hand = layers_by_hand(student, teacher, batch)
@@ -107,7 +109,9 @@ def test_distillation(student: Model, teacher: Model):
         for model in (teacher, student)
     )
     kl = 4 * (p.exp() * (p - q)).sum(-1)
-    text = [kl[b, t] for b in range(2) for t in range(int(batch.lengths[b])) if not is_vision(student, batch.ids[b, t])]
+    text = [
+        kl[b, t] for b in range(2) for t in range(int(batch.lengths[b])) if not is_vision(student, batch.ids[b, t])
+    ]
     assert_close(loss, torch.stack(text).mean(), 1e-10)
     assert abs(float(backward_step(kind, student, student, batch))) < 1e-10
 
@@ -125,6 +129,12 @@ def test_the_norms_of_gradients(student: Model):
     select(student, "all")
     backward_step(stage(), student, None, mixed_batch(student))
     norms = gradient_norms(student)
-    layer = [p.grad for n, p in student.named_parameters() if n.startswith("model.language_model.layers.2.") and p.grad is not None]
-    assert norms["language_model.layers.2"] == pytest.approx(float(torch.cat([g.flatten() for g in layer]).norm()), rel=1e-5)
+    layer = [
+        p.grad
+        for n, p in student.named_parameters()
+        if n.startswith("model.language_model.layers.2.") and p.grad is not None
+    ]
+    assert norms["language_model.layers.2"] == pytest.approx(
+        float(torch.cat([g.flatten() for g in layer]).norm()), rel=1e-5
+    )
     assert "visual.blocks.0" in norms

@@ -38,7 +38,17 @@ def test_any_text_comes_back(round_trip, text: str):
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "\n\n", " a  b ", "don 't , you . know !", "\u00e9 e\u0301 \U0001f600 \u0663\u00b2", "\x00\x7f", f"x{IM_END}y", "\u4f60\u597d"],
+    [
+        "",
+        " ",
+        "\n\n",
+        " a  b ",
+        "don 't , you . know !",
+        "\u00e9 e\u0301 \U0001f600 \u0663\u00b2",
+        "\x00\x7f",
+        f"x{IM_END}y",
+        "\u4f60\u597d",
+    ],
 )
 def test_these_texts_come_back(round_trip, text: str):
     round_trip(text)

@@ -141,7 +141,9 @@ def test_the_recipes_follow_the_paper(recipe: recipes.Recipe):
 def test_long_episodes_are_a_fifth():
     """The paper's stage III: 4 parts of stage II's data, 1 part long video."""
     parts = nano().stages[-1].data
-    assert sum(part.weight for part in parts if part in LONG) == pytest.approx(0.2 * sum(part.weight for part in parts))
+    assert sum(part.weight for part in parts if part in LONG) == pytest.approx(
+        0.2 * sum(part.weight for part in parts)
+    )
 
 
 def test_an_unknown_key_names_what_there_is():

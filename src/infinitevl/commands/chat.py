@@ -1,5 +1,6 @@
 """`infinitevl chat`: one question about pictures and videos, given at once."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infinitevl.commands.console import load_model, say
+from infinitevl.commands.console import load_model, say, warn
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.streaming.text import Sampling, TextPieces, decode
@@ -43,10 +44,14 @@ def _prefill(model: InfiniteVLForConditionalGeneration, options: ChatOptions) ->
     content: list[dict[str, Any]] = [{"type": "image", "image": path} for path in options.images]
     content += [{"type": "video", "video": path} for path in options.videos]
     content.append({"type": "text", "text": options.question})
-    inputs = model.processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
-        fps=options.fps, max_pixels=options.max_pixels,
-    )  # fmt: skip
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        inputs = model.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
+            fps=options.fps, max_pixels=options.max_pixels,
+        )  # fmt: skip
+    for warning in caught:
+        warn(str(warning.message))
     return model(**inputs.to(model.device), use_cache=True, logits_to_keep=1)
 
 

@@ -161,7 +161,7 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
         if past_key_values is not None:
             self.model.language_model.check_state(embeds, past_key_values, seq_idx)
         mask = None if attention_mask is None else attention_mask[:, -time:].to(embeds.device)
-        vision = self._vision_mask(input_ids, mm_token_type_ids, batch, time)
+        vision = self._vision_mask(embeds, input_ids, mm_token_type_ids, image_grid_thw, video_grid_thw)
         deltas = None
         if position_ids is None:
             grids = (image_grid_thw, video_grid_thw, second_per_grid_ts)
@@ -204,13 +204,25 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
                 embeds = _insert(embeds, input_ids == token, self.encode(pixels, as_grid(grid)), kind)
         return embeds
 
-    def _vision_mask(self, input_ids: Tensor | None, token_types: Tensor | None, batch: int, time: int) -> Tensor:
-        """[B, T] bool, True at image and video tokens."""
-        if input_ids is not None:
-            return (input_ids == self.config.image_token_id) | (input_ids == self.config.video_token_id)
-        if token_types is not None:
+    def _vision_mask(
+        self,
+        embeds: Tensor,
+        input_ids: Tensor | None,
+        token_types: Tensor | None,
+        image_grid_thw: Tensor | None,
+        video_grid_thw: Tensor | None,
+    ) -> Tensor:
+        """[B, T] bool, True at image and video tokens. Such a token without a grid is text that the model wrote."""
+        if input_ids is None and token_types is not None:
             return token_types != 0
-        return torch.zeros(batch, time, dtype=torch.bool, device=self.device)
+        vision = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        if input_ids is None:
+            return vision
+        if image_grid_thw is not None:
+            vision = vision | (input_ids == self.config.image_token_id)
+        if video_grid_thw is not None:
+            vision = vision | (input_ids == self.config.video_token_id)
+        return vision
 
     def _decode(
         self,

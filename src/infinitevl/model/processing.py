@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -276,8 +277,11 @@ def timed_frames(video: Any, fps: float) -> Iterator[tuple[float, Tensor]]:
         return
     if isinstance(video, str) and video.startswith("data:"):
         video = _data(video)
-    for time, frame in open_video(video, fps=fps):
-        yield time, torch.from_numpy(frame)
+    with open_video(video, fps=fps) as opened:
+        for time, frame in opened:
+            yield time, torch.from_numpy(frame)
+        if opened.warning:
+            warnings.warn(opened.warning, stacklevel=2)
 
 
 def _clip(frames: Tensor | np.ndarray) -> Tensor:

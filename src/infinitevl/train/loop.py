@@ -165,9 +165,9 @@ class _Run:
         norms = gradient_norms(self.student)
         worst = max(norms, key=lambda part: norms[part] if math.isfinite(norms[part]) else math.inf, default="none")
         raise InfiniteVLError(
-            f"{self.stage.name} broke at step {self.step + 1}: {why}; the largest gradient is in {worst}. Begin the "
-            f"stage anew with a lower learning_rate than {self.stage.learning_rate:g}, a longer warmup, or clip below "
-            f"{self.stage.clip:g}"
+            f"{self.stage.name} broke at step {self.step + 1}: {why}; the largest gradient is in {worst}. Delete "
+            f"{self.out} and run again with a lower learning_rate (now {self.stage.learning_rate:g}), a longer warmup, "
+            f"or clip below {self.stage.clip:g}"
         )
 
     def _save(self) -> None:
