@@ -21,10 +21,9 @@ from infinitevl.model.processing import (
     VISION_START,
     InfiniteVLProcessor,
     PixelSettings,
-    load_image,
-    load_video,
 )
 from infinitevl.model.random_model import byte_tokenizer
+from infinitevl.video.media import load_image, load_video
 
 # Qwen2.5-VL's chat_template.json, word for word
 QWEN = """{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system

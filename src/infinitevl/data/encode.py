@@ -25,8 +25,8 @@ from infinitevl.model.processing import (
     VISION_END,
     VISION_START,
     InfiniteVLProcessor,
-    timed_frames,
 )
+from infinitevl.video.media import timed_frames
 from infinitevl.video.preprocess import resize
 
 IGNORED = -100

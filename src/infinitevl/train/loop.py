@@ -166,8 +166,8 @@ class _Run:
         worst = max(norms, key=lambda part: norms[part] if math.isfinite(norms[part]) else math.inf, default="none")
         raise InfiniteVLError(
             f"{self.stage.name} broke at step {self.step + 1}: {why}; the largest gradient is in {worst}. Delete "
-            f"{self.out} and run again with a lower learning_rate (now {self.stage.learning_rate:g}), a longer warmup, "
-            f"or clip below {self.stage.clip:g}"
+            f"{self.out} and run again with a lower learning_rate (now {self.stage.learning_rate:g}), a longer "
+            f"warmup, or clip below {self.stage.clip:g}"
         )
 
     def _save(self) -> None:
