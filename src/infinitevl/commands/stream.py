@@ -62,6 +62,7 @@ class Report:
         self.console = Console(highlight=False, emoji=False, soft_wrap=True)
         self.status = Status()
         self.watching = 0.0  # seconds spent on everything but answers
+        self.before = 0  # frames that a loaded stream had seen
 
     def answer(self, asked: Asked) -> None:
         if self.as_json:
@@ -92,7 +93,7 @@ class Report:
         )
 
     def _rate(self, stream: Stream) -> float:
-        return stream.stats.frames / self.watching if self.watching else 0.0
+        return (stream.stats.frames - self.before) / self.watching if self.watching else 0.0
 
     def _line(self, **event: Any) -> None:
         print(json.dumps(event, ensure_ascii=False), flush=True)
@@ -108,6 +109,7 @@ def run(options: StreamOptions) -> int:
         else:
             stream = Stream(model, fps=options.fps, max_pixels=options.max_pixels or MAX_PIXELS)
         report, code = Report(options.as_json), 0
+        report.before = stream.stats.frames
         try:
             if questions or not _has_keyboard():
                 code = _unattended(stream, video, questions, options, report)
