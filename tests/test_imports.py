@@ -35,7 +35,9 @@ ONLY_IN = {
     "av": ("video/sources.py", "data/streamworld/disk.py", "commands/demo.py"),
 }
 LAZY = {"av": ("data/streamworld/disk.py", "commands/demo.py"), "matplotlib": ("",)}
-FORBIDDEN = re.compile(r"/wor[k]\b|py[p]i\.org|python[h]osted|download\.pytorch|huggingface\.co|hf-mirror|jfrog|artifactory")
+FORBIDDEN = re.compile(
+    r"/wor[k]\b|py[p]i\.org|python[h]osted|download\.pytorch|huggingface\.co|hf-mirror|jfrog|artifactory"
+)
 
 
 def place(path: Path) -> str:
