@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.model.positions import grid_positions, tick
 from infinitevl.model.processing import IM_END, IM_START, SYSTEM, VISION_END, VISION_START
 from infinitevl.model.state import DeltaState, State
+from infinitevl.streaming.stream import take_frames
 from infinitevl.video.preprocess import to_patches
 
 
@@ -31,14 +31,8 @@ class Lockstep:
             opening = model.processor.encode(f"{SYSTEM}{IM_START}user\n{VISION_START}")
             self._feed(self.state, torch.tensor([opening] * len(frames), device=model.device))
             self.state.open_video()
-        vision = model.config.vision_config
-        patches, (_, height, width) = to_patches(frames.to(model.device).repeat_interleave(2, dim=0))
-        features = model.encode(patches, ((len(frames), height, width),)).unflatten(0, (len(frames), -1))
-        merge, time = vision.spatial_merge_size, tick(self.frames / self.fps, vision.tokens_per_second)
-        offsets = grid_positions([time], height // merge, width // merge).to(model.device)
-        positions = self.state.base[None, :, None] + offsets[:, None]
-        is_vision = torch.ones(positions.shape[1:], dtype=torch.bool, device=model.device)
-        model.model.language_model(features, positions, is_vision, state=self.state)
+        patches, grid = to_patches(frames.to(model.device).repeat_interleave(2, dim=0))
+        take_frames(model, self.state, patches, grid, self.frames / self.fps)
         self.frames += 1
 
     def forget(self) -> None:

@@ -223,14 +223,7 @@ class Stream:
         patches, grid = model.processor.patches(
             pixels[None].to(model.device), min_pixels=session.min_pixels, max_pixels=session.max_pixels
         )
-        features = model.encode(patches, (grid,))
-        vision = model.config.vision_config
-        merge, seconds = vision.spatial_merge_size, at - session.start
-        offsets = grid_positions([tick(seconds, vision.tokens_per_second)], grid[1] // merge, grid[2] // merge)
-        positions = self.state.base[None, :, None] + offsets[:, None].to(model.device)
-        is_vision = torch.ones(positions.shape[1:], dtype=torch.bool, device=model.device)
-        model.model.language_model(features[None], positions, is_vision, state=self.state)
-        session.stats.tokens += features.shape[0]
+        session.stats.tokens += take_frames(model, self.state, patches, grid, at - session.start)
 
     def _answer(self, question: str, limit: int, sampling: Sampling, stop: Sequence[str]) -> Generator[str]:
         """Write the question, then the answer, into this stream's own state."""
@@ -258,3 +251,25 @@ class Stream:
 
     def _encode(self, text: str) -> list[int]:
         return self.model.processor.encode(text)
+
+
+def take_frames(
+    model: InfiniteVLForConditionalGeneration,
+    state: State,
+    patches: Tensor,
+    grid: tuple[int, int, int],
+    seconds: float,
+) -> int:
+    """Put a frame of every row into the state, in place; returns the tokens of one.
+
+    patches: [B * h * w, 1176] and grid (B, h, w), one frame a row; seconds: since the open video's first frame.
+    """
+    rows, height, width = grid
+    features = model.encode(patches, (grid,)).unflatten(0, (rows, -1))
+    vision = model.config.vision_config
+    merge, time = vision.spatial_merge_size, tick(seconds, vision.tokens_per_second)
+    offsets = grid_positions([time], height // merge, width // merge).to(model.device)
+    positions = state.base[None, :, None] + offsets[:, None]
+    is_vision = torch.ones(positions.shape[1:], dtype=torch.bool, device=model.device)
+    model.model.language_model(features, positions, is_vision, state=state)
+    return features.shape[1]
