@@ -11,9 +11,9 @@ import click
 from infinitevl import __version__
 from infinitevl.errors import InfiniteVLError
 
-NO_MODEL = "which model? give --model a folder or a hub id such as hustvl/InfiniteVL-LongSFT, or set INFINITEVL_MODEL"
 AT_LEAST_0, AT_LEAST_1, TOP_P = click.FloatRange(0), click.IntRange(1), click.FloatRange(0, 1, min_open=True)
 PIXELS, FILE = click.IntRange(784), click.Path(path_type=Path, exists=True, dir_okay=False)
+SEED, SPLITS = click.IntRange(0, 2**63 - 1), click.Choice(["train", "validation", "test"])
 
 
 def main() -> None:
@@ -56,7 +56,9 @@ def model_options(command: Any) -> Any:
     for option in (
         click.option("--dtype", help="float32, bfloat16 or float64.  [default: by device]"),
         click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]"),
-        click.option("--model", envvar="INFINITEVL_MODEL", help="Folder or hub id of a checkpoint."),
+        click.option(
+            "--model", envvar="INFINITEVL_MODEL", help="Folder or hub id.  [default: the StreamWorld model in the box]"
+        ),
     ):
         command = option(command)
     return command
@@ -65,7 +67,7 @@ def model_options(command: Any) -> Any:
 def answer_options(command: Any) -> Any:
     """How answers are written."""
     for option in (
-        click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the sampling."),
+        click.option("--seed", type=SEED, help="Seed of the sampling."),
         click.option("--top-p", type=TOP_P, default=1.0, show_default=True, help="Keep the likeliest of that total."),
         click.option("--temperature", type=AT_LEAST_0, default=0.0, show_default=True, help="0 is greedy."),
         click.option("--max-tokens", type=AT_LEAST_1, default=128, show_default=True, help="Longest answer."),
@@ -96,7 +98,7 @@ def stream(**options: Any) -> int:
     """
     from infinitevl.commands.stream import StreamOptions, run
 
-    return run(_required_model(StreamOptions(**options)))
+    return run(StreamOptions(**options))
 
 
 @commands.command()
@@ -111,7 +113,7 @@ def chat(**options: Any) -> int:
     """Answer QUESTION about pictures and videos, given at once."""
     from infinitevl.commands.chat import ChatOptions, run
 
-    return run(_required_model(ChatOptions(**options)))
+    return run(ChatOptions(**options))
 
 
 @commands.command(short_help="Make an InfiniteVL student from a Qwen2.5-VL checkpoint.")
@@ -127,24 +129,55 @@ def convert(source: Path, out: Path, window: int, seed: int) -> int:
 
 
 @commands.command(short_help="Layers, parameters and memory of CHECKPOINT.")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-def info(checkpoint: Path) -> int:
-    """Layers, parameters and memory of CHECKPOINT, from its headers alone."""
+@click.argument("checkpoint", type=click.Path(path_type=Path), required=False, envvar="INFINITEVL_MODEL")
+def info(checkpoint: Path | None) -> int:
+    """Layers, parameters and memory of CHECKPOINT, from its headers alone; by default of the model in the box."""
     from infinitevl.commands.checkpoints import run_info
+    from infinitevl.commands.console import boxed_model
 
-    return run_info(checkpoint)
+    return run_info(checkpoint or boxed_model())
 
 
-@commands.command(short_help="Stream a clip, ask on the way, draw time and memory.")
+@commands.command(short_help="Stream a film, ask on the way, mark the answers, draw all.")
 @click.argument("video", required=False)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder.")
-@click.option("--model", envvar="INFINITEVL_MODEL", help="Checkpoint.  [default: small random weights]")
-@click.option("--fps", type=click.FloatRange(min=0, min_open=True), default=8.0, show_default=True)
-def demo(video: str | None, out: Path, model: str | None, fps: float) -> int:
-    """Stream VIDEO (or a clip made on the spot), ask on the way, draw time and memory per frame."""
-    from infinitevl.commands.demo import run
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the film: each number is another.")
+@click.option("--seconds", type=click.IntRange(4, 600), default=60, show_default=True, help="Length of the film.")
+@click.option("--fps", type=float, default=8.0, show_default=True, help="Frames a second to take of VIDEO.")
+@model_options
+def demo(**options: Any) -> int:
+    """Stream a film of StreamWorld, ask about now and about long ago, and draw accuracy, time and memory.
 
-    return run(video, out, model, fps)
+    The film is new to the model. It shows facts in its first seconds, and questions come to its end, when the
+    facts have long left the attention window. With a VIDEO of your own, questions are general and not marked.
+    """
+    from infinitevl.commands.demo import DemoOptions, run
+
+    return run(DemoOptions(**options))
+
+
+@commands.group()
+def data() -> None:
+    """Make data to train and test on."""
+
+
+@data.command(short_help="Write StreamWorld as mp4 and JSON Lines to OUT.")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--count", type=AT_LEAST_1, default=100, show_default=True, help="Conversations.")
+@click.option("--frames", type=AT_LEAST_1, default=64, show_default=True, help="Of each, 10 a second.")
+@click.option("--questions", type=AT_LEAST_1, default=8, show_default=True, help="Of each, at most.")
+@click.option("--split", type=SPLITS, default="train", show_default=True, help="No two splits share anything.")
+@click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True, help="Of the first one.")
+@click.option("--size", type=click.IntRange(112), default=112, show_default=True, help="Of a frame, in pixels.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="Also draw questions of every kind, as a picture.")
+def streamworld(**options: Any) -> int:
+    """Write conversations about StreamWorld, a procedural video world, to OUT.
+
+    OUT/SPLIT.jsonl has a conversation a line, in the form of real data, and OUT/videos what it is about.
+    """
+    from infinitevl.commands.data import DataOptions, run
+
+    return run(DataOptions(**options))
 
 
 @commands.command(short_help="Train a small model on StreamWorld, through all stages.")
@@ -165,7 +198,46 @@ def train(recipe: str, changes: tuple[str, ...]) -> int:
     return run(recipe, changes)
 
 
-def _required_model(options: Any) -> Any:
-    if not options.model:
-        raise InfiniteVLError(NO_MODEL)
-    return options
+@commands.command(short_help="Train variants of a recipe and compare them.")
+@click.argument("recipe")
+@click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...")
+def ablate(recipe: str, changes: tuple[str, ...]) -> int:
+    """Compare variants of RECIPE's student as the paper does: stages, attention layers, linear layers.
+
+    \b
+    out=runs/RECIPE-ablations   every variant and seed has a folder of its own there, and is done once
+    variants=baseline,gated     some of them  [default: all]
+    seeds=0,1,2                 of each  [default: 0]
+    teacher=FOLDER              begin from this one  [default: train it first]
+    long=true                   end with the long stage
+    count=200                   questions of each kind
+    sft.steps=100 workers=8     and whatever `infinitevl train` knows
+
+    Once there is a teacher, processes with the same OUT and with variants or seeds of their own share the work; a
+    last call for all of them only gathers. Writes OUT/ablations.md, .json and .png.
+    """
+    from infinitevl.commands.ablate import run
+
+    return run(recipe, changes)
+
+
+@commands.command("eval", short_help="Test MODEL on StreamWorld: perception, memory, long streams.")
+@click.argument("model")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("evaluation"), show_default=True, help="Folder.")
+@click.option("--quick", is_flag=True, help="A small plan, for a look.")
+@click.option("--count", type=AT_LEAST_1, help="Questions per accuracy.  [default: 2000; quick: 48]")
+@click.option("--rows", type=AT_LEAST_1, help="Most streams in one batch.  [default: 512; quick: 64]")
+@click.option("--workers", type=click.IntRange(0), help="Processes that make frames.  [default: by processors]")
+@click.option("--long-tokens", type=click.IntRange(0), help="Longest stream.  [default: 500000; quick: 4096]")
+@click.option("--window-frames", type=AT_LEAST_1, help="Frames that count as a window.  [default: by the model]")
+@click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")
+@click.option("--dtype", help="float32, bfloat16 or float64.  [default: by device]")
+def evaluate(**options: Any) -> int:
+    """Test MODEL, a folder or a hub id, on streams of StreamWorld that training never showed.
+
+    Writes results.json, results.md and figures: accuracy in short clips, of facts by age and number, with and
+    without the memory, and in a stream of half a million tokens.
+    """
+    from infinitevl.commands.evaluate import EvalOptions, run
+
+    return run(EvalOptions(**options))

@@ -1,4 +1,4 @@
-"""`infinitevl chat`, `convert`, `info` and `demo`, and what holds for every command."""
+"""`infinitevl chat`, `convert` and `info`, and what holds for every command."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,17 +9,10 @@ import pytest
 from PIL import Image
 
 import infinitevl
-from infinitevl.commands import demo
 from infinitevl.model.random_model import byte_tokenizer
 
 Run = Callable[..., Any]
-COMMANDS = ("stream", "chat", "convert", "info", "demo")
-
-
-@pytest.fixture(autouse=True)
-def short_clip(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "CLIP_SECONDS", 2)
-    monkeypatch.setattr(demo, "CLIP_SIDE", 112)
+COMMANDS = ("stream", "chat", "convert", "info", "demo", "data")
 
 
 def mistaken(done: Any, message: str) -> None:
@@ -55,17 +48,11 @@ def test_help(run: Run):
         (["chat", "What <|image_pad|>?"], "1 image marks for 0 images"),
         (["chat", "What?", "--model", "nothing"], "no such checkpoint folder: nothing"),
         (["chat", "What?", "--max-tokens", "0"], "not in the range"),
-        (["info"], "Missing argument 'CHECKPOINT'"),
         (["info", "nothing"], "nothing does not exist"),
         (["info", "folder"], "no config.json"),
         (["convert", "nothing", "out"], "nothing does not exist"),
         (["convert", "folder", "out"], "no config.json"),
         (["convert", "folder", "out", "--window", "0"], "0 is not in the range"),
-        (["demo", "missing.mp4"], "missing.mp4: no such file"),
-        (["demo", "--out", "text"], "text"),
-        (["demo", "--fps", "0"], "0.0 is not in the range"),
-        (["demo", "--fps", "nan"], "fps must be a positive number"),
-        (["demo", "--model", "nothing"], "no such checkpoint folder: nothing"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -149,26 +136,6 @@ def test_convert(run: Run, media: Path, qwen: Path, tmp_path: Path):
     mistaken(run("convert", qwen, tmp_path / "student"), "exists and is not empty")
     mistaken(run("stream", media / "3.mp4", "--model", qwen), "infinitevl convert")
     mistaken(run("info", qwen), "qwen2_5_vl")
-
-
-@pytest.mark.parametrize("given", ["clip", "video"])
-def test_demo(run: Run, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str):
-    pytest.importorskip("matplotlib")
-    monkeypatch.delenv("INFINITEVL_MODEL")
-    monkeypatch.setattr(demo, "ANSWER_TOKENS", 3)
-    done = run("demo", *([media / "2.avi"] if given == "video" else []), "--out", tmp_path / "out", "--fps", "2")
-    assert (done.code, done.err) == (0, [])
-    text = "\n".join(done.out)
-    assert all(question in text for question in demo.QUESTIONS)
-    assert "random weights" in text
-    assert f"{4 if given == 'clip' else 18} frames" in text
-    with Image.open(tmp_path / "out" / "stream.png") as figure:
-        assert figure.size == (960, 600)
-
-
-def test_demo_without_matplotlib(run: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(demo, "find_spec", lambda _: None)
-    mistaken(run("demo"), "infinitevl[eval]")
 
 
 def test_control_characters_stay_out_of_the_terminal(capsys: pytest.CaptureFixture[str]):

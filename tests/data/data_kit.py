@@ -5,14 +5,17 @@ import io
 import json
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from PIL import Image
 
-from infinitevl.data.readers import Reader
+from infinitevl.data.readers import Candidate, Reader
+from infinitevl.data.sample import BadSample, Sample
 
 Make = Callable[[list[Any]], Path]
 
@@ -33,15 +36,26 @@ def talk(number: int, mark: str = "", **more: Any) -> dict[str, Any]:
     return {"messages": [asked, {"role": "assistant", "content": str(number)}], **more}
 
 
-def numbers(samples: Any) -> list[int]:
-    return [int(sample.messages[-1]["content"]) for sample in samples]
+def good(candidates: Iterable[Candidate]) -> Iterator[Sample]:
+    """The samples of those of which one can be made."""
+    for candidate in candidates:
+        with suppress(BadSample):
+            yield candidate.sample()
+
+
+def number(sample: Sample) -> int:
+    return int(sample.messages[-1]["content"])
+
+
+def numbers(candidates: Iterable[Candidate]) -> list[int]:
+    return [number(sample) for sample in good(candidates)]
 
 
 def take(reader: Reader, count: int) -> list[int]:
     """The numbers of the next samples, over the ends of epochs."""
     found: list[int] = []
     while len(found) < count:
-        found += numbers(sample for _, sample in zip(range(count - len(found)), reader, strict=False))
+        found += numbers(islice(reader, 1))
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_kit import Make, data_url, numbers, png, take, talk, write_lines, write_tar, write_tars
+from data_kit import Make, data_url, good, number, numbers, png, take, talk, write_lines, write_tar, write_tars
 from PIL import Image
 
 from infinitevl.data.readers import open_samples
@@ -27,8 +27,8 @@ HERE = Path()
 def test_rows_of_every_format(make: Make, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     rows = [talk(n, "<image>" * (n % 2), images=["a.png"] * (n % 2), system="Be brief.") for n in range(10)]
-    samples = list(open_samples(make(rows)))
-    assert numbers(samples) == list(range(10))
+    samples = list(good(open_samples(make(rows))))
+    assert [number(sample) for sample in samples] == list(range(10))
     assert [sample.images for sample in samples] == [[str(tmp_path / "a.png")] * (n % 2) for n in range(10)]
     assert samples[0].messages[0] == {"role": "system", "content": "Be brief."}
     assert len({sample.name for sample in samples}) == 10
@@ -70,7 +70,7 @@ def test_paths_are_of_root(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a b.png").write_bytes(png())
     path = write_lines(tmp_path / "a.jsonl", [talk(0, "<image>", image="a b.png")])
-    sample = next(open_samples(path, root=tmp_path / "pictures"))
+    sample = next(open_samples(path, root=tmp_path / "pictures")).sample()
     assert sample.images == [str(tmp_path / "pictures" / "a b.png")]
     assert to_sample(talk(0, "<image>", image=f"file://{tmp_path}/pictures/a%20b.png"), "n", HERE).images
     with pytest.raises(InfiniteVLError, match="no such folder"):
@@ -87,10 +87,10 @@ def test_tar_members_are_the_media(tmp_path: Path) -> None:
             "x/2.1.png": png(1),
         },
     )  # fmt: skip
-    two, caption, named = open_samples(path)
+    two, caption, named = good(open_samples(path))
     shades = [[np.asarray(image)[0, 0, 0] for image in sample.images] for sample in (two, named)]
     assert shades == [[9, 10], [1, 0]]
-    assert caption.messages[0]["content"] == "<video>Describe the video." and numbers([caption]) == [1]
+    assert caption.messages[0]["content"] == "<video>Describe the video." and number(caption) == 1
     assert caption.videos[0].read() == b"moving" and caption.name == f"{path}:a.tar/x/1"
 
 

@@ -71,6 +71,7 @@ def test_rope_forms(given: dict):
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu', not 'gelu'"),
         ({"sliding_window": 0}, "sliding_window must be at least 1"),
         ({"attention_sinks": -1}, "attention_sinks at least 0"),
+        ({"linear_rule": "mamba"}, "unknown linear_rule 'mamba': choose from gated_delta, gated, plain"),
         ({"rope_scaling": {"type": "yarn"}}, "rope type 'yarn' is not supported"),
         (
             {"rope_scaling": {"mrope_section": [2, 2, 2]}},

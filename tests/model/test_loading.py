@@ -194,3 +194,32 @@ def test_bad_options(checkpoint: Path, options: dict, message: str):
     with pytest.raises(InfiniteVLError, match=message) as error:
         infinitevl.load(checkpoint, **options)
     assert len(str(error.value).splitlines()) == 1
+
+
+# The model in the box
+
+
+@pytest.fixture
+def packed() -> Path:
+    """The box of this checkout, where there is one."""
+    if not (loading.BOX / "config.json").is_file():
+        pytest.skip("no model in the box")
+    return loading.BOX
+
+
+def test_the_model_in_the_box(packed: Path):
+    """It is small, says what it is, and takes the frames it has been trained on: 16 tokens each."""
+    assert sum(file.stat().st_size for file in packed.iterdir()) < 34 * 2**20
+    assert (packed / "README.md").is_file()
+    model = infinitevl.load()
+    settings = model.processor.settings
+    assert (settings.min_pixels, settings.max_pixels) == (28 * 28, 112 * 112)
+    assert model.config.text_config.sliding_window == 256
+    assert {"sliding_attention", "linear_attention"} == set(model.config.text_config.layer_types)
+    answer(model)
+
+
+def test_an_empty_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loading, "BOX", tmp_path)
+    with pytest.raises(InfiniteVLError, match="no model in the box"):
+        infinitevl.load()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import assert_close, assert_same_gradients, poison, ragged, segments, unpad
+from helpers import assert_close, assert_same_gradients, poison, ragged, relative, segments, unpad
 from infinitevl import ops
 
 TIMES = (1, 3, 63, 64, 65, 100, 257)  # around the chunk of 64
@@ -43,12 +43,12 @@ def make_case(time: int, variant: str, kind: str = "usual", dtype: torch.dtype =
     return inputs, state, rows
 
 
-def against_reference(case: Case, output: float, final: float) -> None:
+def against_reference(case: Case, output: float, final: float, delta: bool = True) -> None:
     inputs, state, rows = case
     wide = [x.double() for x in inputs]
-    expected_o, expected_s = ops.gated_delta_rule(*wide, state, **rows, backend="reference")
+    expected_o, expected_s = ops.gated_delta_rule(*wide, state, delta=delta, **rows, backend="reference")
     given = state if state is None or inputs[0].dtype == torch.float64 else state.float()
-    o, s = ops.gated_delta_rule(*inputs, given, **rows, backend="eager")
+    o, s = ops.gated_delta_rule(*inputs, given, delta=delta, **rows, backend="eager")
     assert o.dtype == inputs[2].dtype
     assert s.dtype == (torch.float64 if inputs[0].dtype == torch.float64 else torch.float32)
     assert o.isfinite().all()
@@ -56,17 +56,32 @@ def against_reference(case: Case, output: float, final: float) -> None:
     assert_close(s, expected_s, final)
 
 
+@pytest.mark.parametrize("delta", [True, False])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("time", TIMES)
-def test_equals_reference(time: int, variant: str):
-    against_reference(make_case(time, variant), 1e-10, 1e-10)
+def test_equals_reference(time: int, variant: str, delta: bool):
+    against_reference(make_case(time, variant), 1e-10, 1e-10, delta)
 
 
+@pytest.mark.parametrize("delta", [True, False])
 @pytest.mark.parametrize("dtype, output", [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("kind", ["usual", "keeps everything", "forgets", "wipes", "wipes sometimes"])
-def test_gates_and_dtypes(kind: str, dtype: torch.dtype, output: float):
+def test_gates_and_dtypes(kind: str, dtype: torch.dtype, output: float, delta: bool):
     """float32 within 1e-5 and bfloat16 within 2e-2 of float64 on the same inputs; the state always in float32."""
-    against_reference(make_case(150, "state lengths", kind, dtype), output, min(output, 1e-5))
+    against_reference(make_case(150, "state lengths", kind, dtype), output, min(output, 1e-5), delta)
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager"])
+def test_without_the_correction_it_is_attention(backend: str):
+    """No decay and beta = 1: o_t is the sum of v_j (k_j . q_t) over j <= t; with the correction it is not."""
+    (q, k, v, g, beta), _, _ = make_case(100, "plain")
+    plain = (q, k, v, torch.zeros_like(g), torch.ones_like(beta))
+    unit = [x.transpose(1, 2) / (x.transpose(1, 2).square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (q, k)]
+    scores = (unit[0] @ unit[1].transpose(-1, -2) * KEY**-0.5).tril()
+    o, state = ops.gated_delta_rule(*plain, delta=False, backend=backend)
+    assert_close(o, (scores @ v.transpose(1, 2)).transpose(1, 2), 1e-10)
+    assert_close(state, unit[1].transpose(-1, -2) @ v.transpose(1, 2), 1e-10)
+    assert relative(ops.gated_delta_rule(*plain, backend=backend)[0], o) > 0.1
 
 
 @pytest.mark.parametrize("time", [1, 64, 100, 257])
@@ -80,25 +95,27 @@ def test_equals_transformers(time: int):
     assert_close(found[1], final, 1e-5)
 
 
-def gradients(backend: str, case: Case, weights: list[Tensor]) -> list[Tensor]:
+def gradients(backend: str, case: Case, weights: list[Tensor], delta: bool) -> list[Tensor]:
     inputs, state, rows = case
     leaves = [x.clone().requires_grad_() for x in (*inputs, *([] if state is None else [state]))]
-    o, s = ops.gated_delta_rule(*leaves, **rows, backend=backend)
+    o, s = ops.gated_delta_rule(*leaves, delta=delta, **rows, backend=backend)
     loss = (unpad(o, rows.get("lengths")) * unpad(weights[0], rows.get("lengths"))).sum() + (s * weights[1]).sum()
     return list(torch.autograd.grad(loss, leaves))
 
 
+@pytest.mark.parametrize("delta", [True, False])
 @pytest.mark.parametrize("variant", ["plain", "state", "state lengths seq_idx"])
 @pytest.mark.parametrize("time", [1, 63, 64, 65, 100])
-def test_gradients_equal_reference(time: int, variant: str):
+def test_gradients_equal_reference(time: int, variant: str, delta: bool):
     case = make_case(time, variant)
     weights = [torch.randn_like(case[0][2]), torch.randn(BATCH, HEADS, KEY, VALUE, dtype=torch.float64)]
-    found, expected = (gradients(backend, case, weights) for backend in ("eager", "reference"))
+    found, expected = (gradients(backend, case, weights, delta) for backend in ("eager", "reference"))
     assert_same_gradients(found, expected, 1e-9)  # zero at NaN padding, too
 
 
+@pytest.mark.parametrize("delta", [True, False])
 @pytest.mark.parametrize("time", [1, 5, 63, 64, 65, 100])
-def test_gradcheck(time: int):
+def test_gradcheck(time: int, delta: bool):
     q, k, v = torch.randn(3, 1, time, 2, 3, dtype=torch.float64).unbind()
     inputs = [
         q,
@@ -109,5 +126,5 @@ def test_gradcheck(time: int):
         torch.randn(1, 2, 3, 3).double(),
     ]
     seq_idx = segments(1, time)
-    function = lambda *x: ops.gated_delta_rule(*x, seq_idx=seq_idx, backend="eager")  # noqa: E731
+    function = lambda *x: ops.gated_delta_rule(*x, seq_idx=seq_idx, delta=delta, backend="eager")  # noqa: E731
     torch.autograd.gradcheck(function, [x.requires_grad_() for x in inputs], fast_mode=time > 5)

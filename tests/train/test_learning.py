@@ -4,8 +4,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from torch.utils.data import Dataset
-from train_kit import TINY, encoder, stage
+from train_kit import TINY, Listed, encoder, stage
 
 from infinitevl.data.packing import Batch, pack
 from infinitevl.data.sample import Sample
@@ -26,11 +25,11 @@ def words(seed: int, count: int) -> list[str]:
     return ["".join(map(str, digits)) for digits in drawn]
 
 
-class Echo(Dataset):
+class Echo(Listed):
     """Conversations in which the assistant repeats what the user says."""
 
     def __init__(self, model: Model) -> None:
-        self.encode = encoder(model)
+        self.encode, self.steps = encoder(model), STEPS
 
     def __getitem__(self, step: int) -> Batch:
         rows = [[self.encode(self._talk(step * ROWS + row))] for row in range(ROWS)]

@@ -1,9 +1,9 @@
 """What the tests of training share: small models with a processor, and data that is quickly made."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
 from helpers import randomise
 from infinitevl.data.encode import Encoder
@@ -11,7 +11,7 @@ from infinitevl.data.packing import Batch, pack
 from infinitevl.data.sample import Sample
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 from infinitevl.model.random_model import random_model
-from infinitevl.train.stages import Stage
+from infinitevl.train.stages import Objective, Stage
 
 HYBRID = ["sliding_attention", "linear_attention", "linear_attention", "sliding_attention", "linear_attention"]
 TINY = {"hidden_size": 128, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -54,22 +54,44 @@ def mixed_batch(model: Model, tokens: int = 260) -> Batch:
     return pack([[encode(sample) for sample in row] for row in rows], tokens)
 
 
-class Copies(Dataset):
+class Listed:
+    """The protocol of training data for what has __getitem__; the state is the number of the next batch."""
+
+    steps: int
+    rank, ranks = 0, 1
+
+    def shard(self, rank: int, world_size: int):
+        self.rank, self.ranks = rank, world_size
+        return self
+
+    def batches(self, start: int, state: Any, workers: int) -> Iterator[tuple[Batch, Any]]:
+        assert state == (start or None)
+        return ((self[step], step + 1) for step in range(start, self.steps))
+
+    def __getitem__(self, step: int) -> Batch:
+        raise NotImplementedError
+
+
+class Copies(Listed):
     """Batches of text to be repeated: `digits` random digits, different in every sample."""
 
     def __init__(self, model: Model, steps: int, rows: int = 2, digits: int = 3, tokens: int = 110) -> None:
         self.encode, self.steps, self.rows, self.digits, self.tokens = encoder(model), steps, rows, digits, tokens
 
-    def __len__(self) -> int:
-        return self.steps
-
     def __getitem__(self, step: int) -> Batch:
         generator = torch.Generator().manual_seed(step)
         texts = torch.randint(10, (self.rows, self.digits), generator=generator).tolist()
-        words = ["".join(map(str, text)) for text in texts]
+        words = ["".join(map(str, text)) for text in texts[self.rank :: self.ranks]]
         return pack([[self.encode(talk(word, word))] for word in words], self.tokens)
 
 
 def stage(**options: Any) -> Stage:
     values = {"name": "test", "loss": "cross_entropy", "trains": "all", "data": (), "steps": 6, "rows": 2}
     return Stage(**{**values, "tokens": 110, "learning_rate": 1e-3, **options})
+
+
+def backward_step(kind: Stage, student: Model, teacher: Model | None, batch: Batch) -> torch.Tensor:
+    """Forward and backward pass of one batch; returns the loss."""
+    loss = Objective(kind, student, teacher)(batch)
+    loss.backward()
+    return loss.detach()

@@ -19,7 +19,7 @@ class ChatOptions:
     question: str
     images: tuple[str, ...]
     videos: tuple[str, ...]
-    model: str
+    model: str | None
     device: str | None
     dtype: str | None
     fps: float

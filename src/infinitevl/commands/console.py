@@ -1,20 +1,24 @@
-"""What the commands share: loading with a spinner, a status line, sizes and answers for people."""
+"""What the commands share: loading with a spinner, folders, a status line, sizes and answers for people."""
 
+import os
 import re
 import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.streaming.stream import Stats
+from infinitevl.streaming.stream import MAX_PIXELS, Stats
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+IN_THE_BOX = "it knows StreamWorld; for the real world give --model hustvl/InfiniteVL-LongSFT"
 
 
 def warn(message: str) -> None:
@@ -64,13 +68,38 @@ def quiet() -> None:
     logging.set_verbosity_error()
 
 
-def load_model(name: str, device: str | None, dtype: str | None) -> InfiniteVLForConditionalGeneration:
-    """Load a model, with a spinner on a terminal and without transformers' own bars."""
+def boxed_model() -> Path:
+    """The folder of the model in the box, told on standard error. InfiniteVLError where there is none."""
+    from infinitevl.model.loading import box
+
+    folder = box()
+    click.echo(f"infinitevl: the StreamWorld model in the box: {IN_THE_BOX}", err=True)
+    return folder
+
+
+def load_model(name: str | None, device: str | None, dtype: str | None) -> InfiniteVLForConditionalGeneration:
+    """Load a model, None being the one in the box, with a spinner on a terminal, without transformers' own bars."""
     from infinitevl.model.loading import load
 
     quiet()
-    with Console(stderr=True).status(f"loading {name}"):
-        return load(name, device=device, dtype=dtype)
+    chosen = boxed_model() if name is None else name
+    with Console(stderr=True).status(f"loading {chosen}"):
+        return load(chosen, device=device, dtype=dtype)
+
+
+def most_pixels(model: InfiniteVLForConditionalGeneration) -> int:
+    """Of a frame, for streams of this model: small models have been trained on small frames alone."""
+    return min(MAX_PIXELS, model.processor.settings.max_pixels)
+
+
+def make_folder(out: Path) -> None:
+    """Make a folder, unless it is there. InfiniteVLError where it cannot be written to."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InfiniteVLError(f"cannot use {out} as a folder: {error.strerror}") from None
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise InfiniteVLError(f"cannot write to the folder {out}")
 
 
 class Status:

@@ -1,137 +1,122 @@
-"""`infinitevl demo`: the whole thing in a minute, with a picture at the end."""
+"""`infinitevl demo`: a film is watched and asked about on the way, with a picture at the end."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from infinitevl.commands.console import load_model, quiet, size, warn
+from infinitevl.commands.board import Answered, Board, plain
+from infinitevl.commands.console import load_model, make_folder, most_pixels, size, warn
+from infinitevl.commands.figure import Curve, draw
+from infinitevl.commands.film import FPS, make_film
 from infinitevl.errors import InfiniteVLError
 from infinitevl.streaming.stream import Stream
 from infinitevl.streaming.watch import Asked, Question, watch
 from infinitevl.video.sources import open_video
 
 QUESTIONS = ("What is happening right now?", "What was there at the beginning?", "What colours have you seen?")
-ANSWER_TOKENS = 24
-CLIP_SECONDS, CLIP_RATE, CLIP_SIDE = 20, 24, 224
+ANSWER_TOKENS, SHORT_ANSWER_TOKENS = 24, 12
+HALF_A_FRAME = 0.5 / FPS  # seconds: whatever the rounding, a question is asked after its own frame
+UNKNOWN_SECONDS = 20.0  # of a video that does not tell its length
+FIGURE = "stream.png"
 
 
 @dataclass
-class Curve:
-    """Time and memory after each frame."""
+class DemoOptions:
+    video: str | None
+    out: Path
+    fps: float
+    seed: int
+    seconds: int
+    model: str | None
+    device: str | None
+    dtype: str | None
 
-    milliseconds: list[float] = field(default_factory=list)
-    state_bytes: list[int] = field(default_factory=list)
 
-
-def run(video: str | None, out: Path, model: str | None, fps: float) -> int:
+def run(options: DemoOptions) -> int:
+    if find_spec("matplotlib") is None:
+        raise InfiniteVLError("the demo draws with matplotlib: pip install 'infinitevl[eval]'")
+    make_folder(options.out)
     console = Console(highlight=False, emoji=False, soft_wrap=True)
-    _check_matplotlib()
-    _make_folder(out)
-    source = video or str(_clip(out / "clip.mp4"))
-    with open_video(source, fps=fps) as opened:
-        stream = Stream(load_model(model or _random(out / "random-model", console), None, None), fps=fps)
-        length = opened.duration or CLIP_SECONDS
-        questions = [Question(text, length * (i + 1) / 4) for i, text in enumerate(QUESTIONS)]
-        curve = _show(stream, opened, questions, console)
-        if opened.warning:
-            warn(opened.warning)
-    stats = stream.stats
-    console.print(
-        f"{stats.frames} frames, {stats.tokens} tokens, {1 / stats.seconds_per_frame:.1f} frames/s, "
-        f"memory {size(stats.state_bytes)} from the first frame to the last"
-    )
-    figure = out / "stream.png"
-    draw(curve, figure)
-    console.print(f"time and memory per frame: {figure}")
+    curve, answers, title = (_own_video if options.video else _streamworld)(options, console)
+    if not curve.milliseconds:
+        raise InfiniteVLError("the video has no frames")
+    console.print(_summary(curve))
+    path = options.out / FIGURE
+    draw(path, title, curve, answers)
+    console.print(f"drawn: {path}")
     return 0
 
 
-def _check_matplotlib() -> None:
-    if find_spec("matplotlib") is None:
-        raise InfiniteVLError("the demo draws with matplotlib: pip install 'infinitevl[eval]'")
+def _streamworld(options: DemoOptions, console: Console) -> tuple[Curve, list[Answered], str]:
+    """A film made on the spot, whose questions have known answers."""
+    stream = _stream(options, FPS)
+    film = make_film(options.out / "streamworld.mp4", options.seed, options.seconds)
+    board = Board(console, stream.model.config.text_config.sliding_window)
+    board.introduce(film, options.seconds)
+    waiting = iter(film.questions)
+    questions = [Question(question.question, question.time + HALF_A_FRAME) for question in film.questions]
+    with open_video(film.path, fps=FPS) as video, board:
+        curve = _watch(
+            stream, video, questions, SHORT_ANSWER_TOKENS, lambda asked: board.add(next(waiting), asked.pieces),
+            board.tell,
+        )  # fmt: skip
+    board.result()
+    return curve, board.answers, f"StreamWorld, test split, seed {film.seed}"
 
 
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InfiniteVLError(f"cannot use {out} as a folder: {error.strerror}") from None
+def _own_video(options: DemoOptions, console: Console) -> tuple[Curve, list[Answered], str]:
+    """Questions that fit any video, whose answers nobody has."""
+
+    def answer(asked: Asked) -> None:
+        began = perf_counter()
+        text = plain(asked.pieces)
+        console.print(f"[dim]{asked.time:6.1f} s[/] [bold]{escape(asked.question)}[/]")
+        console.print(f"         {escape(text)} [dim]({perf_counter() - began:.2f} s)[/]")
+
+    assert options.video
+    with open_video(options.video, fps=options.fps) as video:
+        stream, length = _stream(options, options.fps), video.duration or UNKNOWN_SECONDS
+        questions = [Question(text, length * (i + 1) / 4) for i, text in enumerate(QUESTIONS)]
+        curve = _watch(stream, video, questions, ANSWER_TOKENS, answer, lambda stream, time: None)
+        if video.warning:
+            warn(video.warning)
+    return curve, [], Path(options.video).name
 
 
-def _random(folder: Path, console: Console) -> str:
-    from infinitevl.model.random_model import write_random_checkpoint
-
-    quiet()
-    console.print("[yellow]No --model given: small random weights. The answers are noise, all else is real.[/]")
-    return str(write_random_checkpoint(folder))
+def _stream(options: DemoOptions, fps: float) -> Stream:
+    model = load_model(options.model, options.device, options.dtype)
+    return Stream(model, fps=fps, max_pixels=most_pixels(model))
 
 
-def _show(stream: Stream, video: object, questions: list[Question], console: Console) -> Curve:
-    curve, before = Curve(), 0.0
-    for event in watch(stream, video, questions, max_new_tokens=ANSWER_TOKENS):
+def _watch(
+    stream: Stream,
+    video: Any,
+    questions: Sequence[Question],
+    limit: int,
+    answer: Callable[[Asked], None],
+    tell: Callable[[Stream, float], None],
+) -> Curve:
+    """Watch to the end. answer: of each question; tell: after each frame, with its time."""
+    curve = Curve()
+    for event in watch(stream, video, questions, max_new_tokens=limit):
         if isinstance(event, Asked):
-            began = perf_counter()
-            answer = "".join(event.pieces)
-            place = f"{event.time:6.1f} s, frame {stream.stats.frames}"
-            console.print(f"[dim]{place}[/] [bold]{escape(event.question)}[/]")
-            console.print(f"          {escape(repr(answer))} [dim]({perf_counter() - began:.2f} s)[/]")
-            continue
-        stats = stream.stats
-        curve.milliseconds.append((stats.seconds - before) * 1000)
-        curve.state_bytes.append(stats.state_bytes)
-        before = stats.seconds
+            answer(event)
+        else:
+            curve.add(stream)
+            tell(stream, event.time)
     return curve
 
 
-def draw(curve: Curve, path: Path) -> None:
-    """Two curves against frames, as a PNG: milliseconds a frame and bytes of memory."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 1, sharex=True, figsize=(8, 5), layout="constrained")
-    frames = range(1, len(curve.milliseconds) + 1)
-    axes[0].plot(frames, curve.milliseconds, linewidth=1)
-    axes[0].axhline(float(np.median(curve.milliseconds)), linestyle="--", linewidth=1, color="grey", label="median")
-    axes[0].set(ylabel="ms per frame", title="Time per frame")
-    axes[0].legend()
-    axes[1].plot(frames, [nbytes / 2**20 for nbytes in curve.state_bytes], linewidth=1)
-    axes[1].set(xlabel="frames seen", ylabel="MiB", title="Memory of the stream")
-    for axis in axes:
-        axis.set_ylim(bottom=0)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def _clip(path: Path) -> Path:
-    """Write a real H.264 file: a disc and a square that cross a slowly changing background."""
-    import av
-
-    with av.open(str(path), "w") as container:
-        track = container.add_stream("libx264", rate=CLIP_RATE)
-        track.width = track.height = CLIP_SIDE
-        track.pix_fmt = "yuv420p"
-        for frame in _pictures():
-            container.mux(track.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(track.encode())
-    return path
-
-
-def _pictures() -> Iterator[np.ndarray]:
-    rows, columns = np.mgrid[:CLIP_SIDE, :CLIP_SIDE]
-    for i in range(CLIP_SECONDS * CLIP_RATE):
-        phase = 2 * np.pi * i / (CLIP_SECONDS * CLIP_RATE)
-        shade = (96 + 64 * np.sin(phase + rows / CLIP_SIDE)).astype(np.uint8)
-        picture = np.stack([shade, 255 - shade, np.full_like(shade, 128)], axis=-1)
-        y, x = CLIP_SIDE * (0.5 + 0.3 * np.sin(3 * phase)), CLIP_SIDE * (0.5 + 0.3 * np.cos(2 * phase))
-        picture[(rows - y) ** 2 + (columns - x) ** 2 < 30**2] = (220, 40, 40)
-        left = int(i * 2 % (CLIP_SIDE + 40)) - 40
-        picture[150:190, max(left, 0) : max(left + 40, 0)] = (40, 60, 220)
-        yield picture
+def _summary(curve: Curve) -> str:
+    frames, seconds = len(curve.milliseconds), sum(curve.milliseconds) / 1000
+    first, last, cache = (size(n) for n in (curve.state_bytes[0], curve.state_bytes[-1], curve.cache_bytes[-1]))
+    return (
+        f"{frames} frames, {frames / seconds:.1f} frames/s\n"
+        f"memory: {first} after the first frame, {last} after the last; full attention would have cached {cache}"
+    )

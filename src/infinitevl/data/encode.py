@@ -149,8 +149,8 @@ class Encoder:
         return pairs
 
     def _frames(self, source: Any, fps: float) -> Iterator[tuple[float, Tensor]]:
-        """Frames of a size that the model takes, and their seconds."""
-        for time, frame in timed_frames(source, fps):
+        """Frames of a size that the model takes, and their seconds: answers are about the whole video."""
+        for time, frame in timed_frames(source, fps, whole=True):
             yield time, resize(frame[None], factor=self.side, **self.bounds)[0]
 
 

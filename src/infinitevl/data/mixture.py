@@ -6,46 +6,33 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
-from infinitevl.data.readers import Reader
-from infinitevl.data.sample import Sample
-from infinitevl.data.skipped import Skipped
+from infinitevl.data.readers import Candidate, Reader
 from infinitevl.errors import InfiniteVLError
 
 
-class Mixture(Iterator[Sample]):
-    """Draws every sample from a source chosen at random by weight; a source at its end begins its next epoch.
+class Mixture(Iterator[tuple[int, Candidate]]):
+    """Draws from a source chosen at random by weight, and says which; a source at its end begins its next epoch.
 
     The choices depend on seed, rank and the number of the draw alone. The readers are the mixture's own from now
-    on: they read its rank's part and report to its one log `skipped`, by default the first reader's. A source
-    without a usable sample is an InfiniteVLError.
+    on: they read its rank's part. A source without rows is an InfiniteVLError.
     """
 
     def __init__(
-        self,
-        sources: Sequence[tuple[Reader, float]],
-        seed: int = 0,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        skipped: Skipped | None = None,
+        self, sources: Sequence[tuple[Reader, float]], seed: int = 0, *, rank: int = 0, world_size: int = 1
     ) -> None:
         if not sources or not all(0 < weight < math.inf for _, weight in sources):
             raise InfiniteVLError("a mixture needs sources, each with a weight above 0")
         self.readers = [reader.shard(rank, world_size) for reader, _ in sources]
-        self.skipped = self.readers[0].skipped if skipped is None else skipped
-        for reader in self.readers:
-            if reader.skipped is not self.skipped:
-                reader.report_to(self.skipped)
         self._bounds = list(accumulate(weight for _, weight in sources))
         self._seed, self._draws = f"{seed} {rank}", 0
 
-    def __next__(self) -> Sample:
-        reader = self._chosen()
+    def __next__(self) -> tuple[int, Candidate]:
+        source = self._chosen()
         self._draws += 1
         while True:
             try:
-                return next(reader)
-            except StopIteration:  # ends, because a reader raises after epochs without a sample
+                return source, next(self.readers[source])
+            except StopIteration:  # ends, because a reader raises after epochs without a row
                 continue
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,6 +47,6 @@ class Mixture(Iterator[Sample]):
             reader.load_state_dict(saved)
         self._draws = state["draws"]
 
-    def _chosen(self) -> Reader:
+    def _chosen(self) -> int:
         point = random.Random(f"{self._seed} {self._draws}").random() * self._bounds[-1]
-        return next(reader for reader, bound in zip(self.readers, self._bounds, strict=True) if point < bound)
+        return next(source for source, bound in enumerate(self._bounds) if point < bound)

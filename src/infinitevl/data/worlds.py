@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from infinitevl.data.encode import Encoded, Encoder
 from infinitevl.data.packing import Batch, fill_row, pack
@@ -14,7 +15,9 @@ from infinitevl.data.streamworld.questions import Question
 from infinitevl.errors import InfiniteVLError
 
 VISUAL = ("read", "see", "move")
+GLANCE = ("describe", "describe", "read", "see")  # what one frame shows
 MEMORY = ("recall", "order")
+MOST_CARDS = 12  # of a test of memory
 MOST_REFUSED = 64  # episodes in a row that do not fit
 
 
@@ -42,16 +45,26 @@ class WorldBatches(Dataset):
     ):
         self.parts, self.encoder = parts, encoder
         self.rows, self.tokens, self.steps, self.seed, self.size = rows, tokens, steps, seed, size
+        self.rank = 0
 
-    def __len__(self) -> int:
-        return self.steps
+    def shard(self, rank: int, world_size: int) -> "WorldBatches":
+        """Itself, from now on making only this rank's rows, which depend on the number of ranks."""
+        self.rows, self.rank = self.rows // world_size, rank
+        return self
+
+    def batches(self, start: int, state: None, workers: int) -> Iterator[tuple[Batch, None]]:
+        """From step `start` on; nothing but the step matters, so that there is no state."""
+        order, ahead = range(start, self.steps), 4 if workers else None
+        loader: Any = DataLoader(self, batch_size=None, sampler=order, num_workers=workers, prefetch_factor=ahead)
+        return ((batch, None) for batch in loader)
 
     def __getitem__(self, step: int) -> Batch:
-        return pack([fill_row(self._samples(step, row), self.tokens) for row in range(self.rows)], self.tokens)
+        samples, waiting = self._samples(step), list[Encoded]()
+        return pack([fill_row(samples, self.tokens, waiting) for _ in range(self.rows)], self.tokens)
 
-    def _samples(self, step: int, row: int) -> Iterator[Encoded]:
+    def _samples(self, step: int) -> Iterator[Encoded]:
         """Without end; episodes that are too long are passed over, since there are always more."""
-        rng = np.random.default_rng((self.seed, step, row))
+        rng = np.random.default_rng((self.seed, step, self.rank))
         weights = np.array([part.weight for part in self.parts])
         refused = 0
         while refused < MOST_REFUSED:
@@ -71,7 +84,7 @@ def world_sample(part: Part, rng: np.random.Generator, size: int) -> Sample:
     if part.groups == ("text",):
         return conversation(None, text_questions(seed, "train", part.questions))
     if part.at_end:
-        cards = min(part.cards or int(rng.integers(1, 9)), max(1, frames // 8))
+        cards = min(part.cards or int(rng.integers(1, MOST_CARDS + 1)), max(1, frames // 8))
         made = episode(seed, "train", frames=frames, cards=cards, asked=min(part.questions, cards), size=size)
     else:
         made = sample(

@@ -1,87 +1,165 @@
 """Many streams in step with each other, as rows of one state: what a `Stream` does, for a batch.
 
-Every row sees a frame of the same size at the same time and is asked at the same time. Batched equals alone, so
-the answers are those of separate streams; tests hold this.
+Every row sees a frame of the same size at the same time. Batched equals alone, and some frames at once equal the
+same frames one by one, so the answers are those of separate streams; tests hold this.
 """
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
+from infinitevl.model.positions import grid_positions, tick
 from infinitevl.model.processing import IM_END, IM_START, SYSTEM, VISION_END, VISION_START
-from infinitevl.model.state import DeltaState, State
-from infinitevl.streaming.stream import take_frames
+from infinitevl.model.state import AttentionState, DeltaState, State
 from infinitevl.video.preprocess import to_patches
 
 
 class Lockstep:
-    """B streams of a model. `fps` is the rate of their frames."""
+    """B streams of a model, with `fps` frames a second."""
 
     def __init__(self, model: InfiniteVLForConditionalGeneration, streams: int, fps: float) -> None:
         self.model, self.fps, self.frames = model, fps, 0
         self.state = model.allocate_state(streams)
 
     @torch.inference_mode()
-    def see(self, frames: Tensor) -> None:
-        """One frame of every stream: uint8 [B, H, W, 3] of a size that the model takes."""
-        model = self.model
+    def see(self, frames: Tensor, rows: Sequence[int] | None = None) -> None:
+        """The next n frames, in one pass: uint8 [S, n, H, W, 3] of a size that the model takes.
+
+        rows: [B] which of the S each stream sees (None: stream i sees i).
+        """
+        model, state, count = self.model, self.state, frames.shape[1]
         if self.frames == 0:
             opening = model.processor.encode(f"{SYSTEM}{IM_START}user\n{VISION_START}")
-            self._feed(self.state, torch.tensor([opening] * len(frames), device=model.device))
-            self.state.open_video()
-        patches, grid = to_patches(frames.to(model.device).repeat_interleave(2, dim=0))
-        take_frames(model, self.state, patches, grid, self.frames / self.fps)
-        self.frames += 1
+            self._feed([opening] * state.batch_size)
+            state.open_video()
+        patches, (_, height, width) = to_patches(frames.to(model.device).flatten(0, 1).repeat_interleave(2, dim=0))
+        features = model.encode(patches, ((len(frames) * count, height, width),)).unflatten(0, (len(frames), -1))
+        features = features if rows is None else features[torch.tensor(rows, device=model.device)]
+        positions = state.base[None, :, None] + self._offsets(count, height, width)[:, None]
+        is_vision = torch.ones(positions.shape[1:], dtype=torch.bool, device=model.device)
+        model.model.language_model(features, positions, is_vision, state=state)
+        self.frames += count
 
-    def forget(self) -> None:
-        """Empty the memory of the Gated DeltaNet layers; the attention windows stay."""
-        for layer in self._delta():
-            layer.memory.zero_()
-
-    def memory_norm(self) -> Tensor:
-        """[layers] mean norm of a head's memory in each Gated DeltaNet layer."""
-        return torch.stack([layer.memory.flatten(2).norm(dim=-1).mean() for layer in self._delta()])
+    def ask(self, questions: Sequence[str], max_new_tokens: int = 24) -> list[str]:
+        """A greedy answer to every stream's own question. The streams are not changed."""
+        fork = copy.copy(self)
+        fork.state = self.state.fork()
+        return fork.answer(questions, max_new_tokens)
 
     @torch.inference_mode()
-    def ask(self, questions: Sequence[str], max_new_tokens: int = 24) -> list[str]:
-        """A greedy answer from a fork of every stream, to its own question."""
+    def answer(self, questions: Sequence[str], max_new_tokens: int = 24) -> list[str]:
+        """As `ask`, but questions and answers become part of these streams, which can see no more."""
         processor = self.model.processor
         opening = processor.encode(VISION_END if self.frames else f"{SYSTEM}{IM_START}user\n")
         closing = processor.encode(f"{IM_END}\n{IM_START}assistant\n")
         rows = [[*opening, *processor.encode(question.strip(), special=False), *closing] for question in questions]
-        state = self.state.fork()
-        logits = self._feed(state, *_padded(rows, self.model.device))
-        return processor.tokenizer.batch_decode(self._decode(state, logits, max_new_tokens), skip_special_tokens=True)
+        return processor.tokenizer.batch_decode(
+            self._decode(self._feed(rows), max_new_tokens), skip_special_tokens=True
+        )
+
+    @torch.inference_mode()
+    def take(self, rows: Sequence[int]) -> "Lockstep":
+        """Copies of some of the streams."""
+        part = copy.copy(self)
+        part.state = _selected(self.state, torch.tensor(rows, device=self.model.device))
+        return part
+
+    @staticmethod
+    @torch.inference_mode()
+    def join(parts: Sequence["Lockstep"]) -> "Lockstep":
+        """The streams of all parts, one part after the other."""
+        whole = copy.copy(parts[0])
+        whole.state = _joined([part.state for part in parts])
+        return whole
+
+    @torch.inference_mode()
+    def fade(self, factor: float, rows: Sequence[int] | None = None) -> None:
+        """Multiply the memory of the Gated DeltaNet layers, in place; the attention windows stay. rows: which (all).
+
+        With factor 0 they forget everything: the inputs that their convolutions hold, too.
+        """
+        chosen = slice(None) if rows is None else torch.tensor(rows, device=self.model.device)
+        for layer in self._delta():
+            layer.memory[chosen] *= factor
+            if factor == 0:
+                layer.tail[chosen] = 0
+
+    def memory_norm(self) -> Tensor:
+        """[layers, B] norm of the memory of each Gated DeltaNet layer, mean over its heads."""
+        norms = [layer.memory.flatten(2).norm(dim=-1).mean(-1) for layer in self._delta()]
+        return torch.stack(norms) if norms else torch.zeros(0, self.state.batch_size)
 
     def _delta(self) -> list[DeltaState]:
         return [layer for layer in self.state.layers if isinstance(layer, DeltaState)]
 
-    def _decode(self, state: State, logits: Tensor, limit: int) -> list[list[int]]:
+    def _offsets(self, count: int, height: int, width: int) -> Tensor:
+        """[3, tokens] positions of the next frames, of height x width patches, from the beginning of the video."""
+        vision = self.model.config.vision_config
+        seconds = [(self.frames + i) / self.fps for i in range(count)]
+        times, merge = [tick(s, vision.tokens_per_second) for s in seconds], vision.spatial_merge_size
+        return grid_positions(times, height // merge, width // merge).to(self.model.device)
+
+    def _decode(self, logits: Tensor, limit: int) -> list[list[int]]:
         """The tokens of every row, without the one that ended it. A row that has ended is fed no more."""
-        ends = torch.tensor(sorted(self.model.end_tokens()), device=logits.device)
-        going = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+        ends = self.model.end_tokens()
+        going = [True] * len(logits)
         rows: list[list[int]] = [[] for _ in range(len(logits))]
         for _ in range(limit):
-            token = logits.argmax(-1)
-            going = going & ~torch.isin(token, ends)
-            if not going.any():
+            tokens = logits.argmax(-1).tolist()
+            going = [more and token not in ends for more, token in zip(going, tokens, strict=True)]
+            if not any(going):
                 break
-            for row, chosen, more in zip(rows, token.tolist(), going.tolist(), strict=True):
-                row += [chosen] if more else []
-            logits = self._feed(state, token[:, None], going[:, None].long())
+            fed = [[token] if more else [] for token, more in zip(tokens, going, strict=True)]
+            for row, token in zip(rows, fed, strict=True):
+                row += token
+            logits = self._feed(fed)
         return rows
 
-    def _feed(self, state: State, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Put tokens into the state; logits [B, vocabulary] after the last real token of each row."""
-        logits = self.model(ids, attention_mask=mask, past_key_values=state).logits
-        last = -1 if mask is None else (mask.sum(1) - 1).clamp(min=0)
-        return logits[torch.arange(len(ids), device=ids.device), last]
+    def _feed(self, rows: list[list[int]]) -> Tensor:
+        """Put each row's tokens into the state; logits [B, vocabulary] after the last (anything after none)."""
+        longest, device = max(map(len, rows)), self.model.device
+        ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+        return self.model(ids, attention_mask=mask, past_key_values=self.state, logits_to_keep=1).logits[:, -1]
 
 
-def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """ids and mask [B, T], padding behind."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
-    return ids, torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+def _selected(state: State, rows: Tensor) -> State:
+    chosen = copy.copy(state)
+    chosen.layers = [
+        replace(layer, keys=layer.keys[rows], values=layer.values[rows])
+        if isinstance(layer, AttentionState)
+        else replace(layer, memory=layer.memory[rows], tail=layer.tail[rows])
+        for layer in state.layers
+    ]
+    for name in State.COUNTERS:
+        setattr(chosen, name, getattr(state, name)[rows])
+    return chosen
+
+
+def _joined(states: Sequence[State]) -> State:
+    whole = copy.copy(states[0])
+    whole.bound = max(state.bound for state in states)
+    whole.layers = [_joined_layers(layers) for layers in zip(*(state.layers for state in states), strict=True)]
+    for name in State.COUNTERS:
+        setattr(whole, name, torch.cat([getattr(state, name) for state in states]))
+    return whole
+
+
+def _joined_layers(layers: Sequence[AttentionState | DeltaState]) -> AttentionState | DeltaState:
+    if isinstance(layers[0], DeltaState):
+        memories, tails = zip(
+            *((layer.memory, layer.tail) for layer in layers if isinstance(layer, DeltaState)), strict=True
+        )
+        return DeltaState(torch.cat(memories), torch.cat(tails))
+    rings = [layer for layer in layers if isinstance(layer, AttentionState)]
+    slots = max(ring.keys.shape[2] for ring in rings)  # those of full attention grow
+    keys, values = (
+        [F.pad(x, (0, 0, 0, slots - x.shape[2])) for x in side]
+        for side in zip(*((ring.keys, ring.values) for ring in rings), strict=True)
+    )
+    return AttentionState(torch.cat(keys), torch.cat(values), rings[0].grows)

@@ -1,117 +1,143 @@
-"""Run the cells and count."""
+"""The whole evaluation of a model."""
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
 from typing import Any
 
-import torch
-
-from infinitevl.data.streamworld import Question
+from infinitevl.data.streamworld import text_questions
 from infinitevl.data.streamworld.episodes import FPS
+from infinitevl.errors import InfiniteVLError
+from infinitevl.evaluation.feeding import feed
+from infinitevl.evaluation.figures import draw
 from infinitevl.evaluation.lockstep import Lockstep
-from infinitevl.evaluation.tasks import PERCEPTION, Cell, Episodes, batches
+from infinitevl.evaluation.plan import NARROW, Plan, Run, runs
+from infinitevl.evaluation.results import Results, markdown, write
+from infinitevl.evaluation.scores import Ask, Cell, Tally
+from infinitevl.evaluation.shows import SPLIT
+from infinitevl.evaluation.watching import Pool, Watch, reach
+from infinitevl.model.layers import Attention
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 
-
-@dataclass
-class Score:
-    """Of one cell: right answers among `asked`; chance: of a guesser who knows the answer set; mean_age: frames."""
-
-    cell: Cell
-    asked: int = 0
-    right: int = 0
-    chance: float = 0.0
-    mean_age: float = 0.0
-
-    @property
-    def share(self) -> float:
-        return self.right / self.asked if self.asked else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95% interval of the share (Wilson)."""
-        return wilson(self.right, self.asked)
-
-    def row(self) -> dict[str, Any]:
-        """All of it as one line of a table."""
-        low, high = self.interval
-        found = {"asked": self.asked, "accuracy": self.share, "low": low, "high": high}
-        return {**asdict(self.cell), **found, "chance": self.chance, "mean_age": self.mean_age}
+Tell = Callable[[int, int, str], None]  # frames done, of so many, and the test
 
 
-def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a share, 95% for z = 1.96. (0, 1) where nothing was asked."""
-    if asked == 0:
-        return 0.0, 1.0
-    share, zz = right / asked, z * z / asked
-    middle = (share + zz / 2) / (1 + zz)
-    half = z / (1 + zz) * math.sqrt(share * (1 - share) / asked + zz / (4 * asked))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def correct(answer: str, question: Question) -> bool:
-    """Exact, but for case and space."""
-    return answer.strip().lower() == question.answer.lower()
-
-
-def evaluate(
+def evaluate_model(
     model: InfiniteVLForConditionalGeneration,
-    cells: Sequence[Cell],
-    *,
-    count: int,
-    rows: int = 64,
+    plan: Plan | None = None,
+    out: Path | None = None,
     workers: int = 0,
-    size: int = 112,
-    tell: Callable[[Score], None] = lambda _: None,
-) -> list[Score]:
-    """Stream `count` test episodes of every cell, frame by frame, and ask at the end of each."""
-    scores = []
-    for cell in cells:
-        scores.append(_score(model, cell, Episodes(cell, count, "test", size), rows, workers))
-        tell(scores[-1])
-    return scores
+    tell: Tell = lambda done, total, test: None,
+) -> Results:
+    """Stream the test split of StreamWorld and ask. workers: processes that make the frames (0: this one).
 
-
-def _score(
-    model: InfiniteVLForConditionalGeneration, cell: Cell, episodes: Episodes, rows: int, workers: int
-) -> Score:
-    score = Score(cell)
-    for frames, questions in batches(episodes, rows, workers):
-        answers = _answers(model, cell, frames, questions)
-        for answer, question in zip(answers, questions, strict=True):
-            score.asked += 1
-            score.right += correct(answer, question)
-            score.chance += (question.chance - score.chance) / score.asked
-            score.mean_age += (question.age - score.mean_age) / score.asked
-    return score
-
-
-def _answers(
-    model: InfiniteVLForConditionalGeneration, cell: Cell, frames: torch.Tensor, questions: list[Question]
-) -> list[str]:
-    streams = Lockstep(model, len(questions), FPS)
-    for index, shown in enumerate(frames.transpose(0, 1)):
-        if index == cell.forget_at:
-            streams.forget()
-        streams.see(shown)
-    return streams.ask([question.question for question in questions])
-
-
-def short_cells() -> list[Cell]:
-    """Perception: what the window holds."""
-    return [Cell(group, group, frames=8) for group in PERCEPTION]
-
-
-def memory_cells(window_frames: int, cards: int, ages: Sequence[float], forget: bool = False) -> list[Cell]:
-    """Recall of one of `cards` cards that was last visible `age` windows ago, for each age.
-
-    forget: the Gated DeltaNet memory is emptied one window before the question, so that only the window answers.
+    out: a folder that gets results.json, results.md and, where matplotlib is installed, figures.
     """
-    cells = []
-    for windows in ages:
-        age = max(1, round(windows * window_frames))
-        frames = age + 8 * cards + 2
-        name = f"{cards} cards, {windows:g} windows" + (", memory reset" if forget else "")
-        cells.append(Cell(name, "recall", frames, cards, age, frames - window_frames if forget else None))
-    return cells
+    plan, model, tally = plan or Plan(), model.eval(), Tally()
+    results = Results(_described(model), plan, window_frames(model, plan))
+    with _timed(results, "text"):
+        _ask_texts(model, plan, tally)
+    todo = runs(plan, results.window_frames, _grows(model))
+    pieces = feed([run.cast for run in todo], workers, model.device)
+    narrow = narrowed(model) if any(run.narrow for run in todo) else None
+    done, total = 0, sum(run.frames for run in todo)
+    for run in todo:
+        name = run.cast.show.name
+        with _timed(results, name):
+            watches = _watches(run, model, narrow, tally, plan.rows)
+            for frames, notes in islice(pieces, len(run.cast.starts())):
+                for watch in watches:
+                    watch.see(frames, notes)
+                tell(done := done + frames.shape[0] * frames.shape[1], total, name)
+            for watch in watches:
+                watch.pool.flush()
+        results.norms += watches[0].norms
+    results.cells, results.kinds, results.held_out = tally.cells(), tally.kinds(), tally.held_out()
+    if out:
+        save(results, out)
+    return results
+
+
+def save(results: Results, out: Path) -> None:
+    """results.json, results.md and figures in a folder, each file whole or not at all."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write(out / "results.json", lambda path: path.write_text(results.to_json()))
+        write(out / "results.md", lambda path: path.write_text(markdown(results)))
+        draw(results, out)
+    except OSError as error:
+        raise InfiniteVLError(f"cannot write {out}: {error.strerror}") from None
+
+
+def window_frames(model: InfiniteVLForConditionalGeneration, plan: Plan) -> int:
+    """Frames that count as an attention window: the plan's, or as many as fit into the model's."""
+    text = model.config.text_config
+    if plan.window_frames:
+        return plan.window_frames
+    if "sliding_attention" not in text.layer_types:
+        raise InfiniteVLError("a model without attention windows: say how many frames count as one (--window-frames)")
+    return max(1, text.sliding_window // plan.frame_tokens)
+
+
+def narrowed(model: InfiniteVLForConditionalGeneration) -> InfiniteVLForConditionalGeneration:
+    """A copy whose attention layers see a quarter of the window."""
+    copied = copy.deepcopy(model, {id(model.processor): model.processor})
+    window = max(1, copied.config.text_config.sliding_window // 4)
+    copied.config.text_config.sliding_window = window
+    for module in copied.modules():
+        if isinstance(module, Attention) and module.window is not None:
+            module.window = window
+    return copied
+
+
+def _watches(
+    run: Run,
+    model: InfiniteVLForConditionalGeneration,
+    narrow: InfiniteVLForConditionalGeneration | None,
+    tally: Tally,
+    rows: int,
+) -> list[Watch]:
+    """One of the model; where the run wants it, another of the narrow model."""
+    streams = len(run.cast.seeds)
+    watches = [Watch(model, streams, run.variants, Pool(tally, rows), run.marks)]
+    if run.narrow and narrow:
+        watches.append(Watch(narrow, streams, (NARROW,), Pool(tally, rows)))
+    return watches
+
+
+def _ask_texts(model: InfiniteVLForConditionalGeneration, plan: Plan, tally: Tally) -> None:
+    """Questions without a frame."""
+    pool = Pool(tally, plan.rows)
+    asks = [Ask(Cell("text", "text"), question) for question in text_questions(0, SPLIT, plan.count)]
+    for start in range(0, len(asks), plan.rows):
+        batch = asks[start : start + plan.rows]
+        pool.add(Lockstep(model, len(batch), FPS), range(len(batch)), batch)
+    pool.flush()
+
+
+def _grows(model: InfiniteVLForConditionalGeneration) -> bool:
+    return "full_attention" in model.config.text_config.layer_types
+
+
+def _described(model: InfiniteVLForConditionalGeneration) -> dict[str, Any]:
+    text = model.config.text_config
+    return {
+        "name": Path(model.config.name_or_path or "").name or "model",
+        "parameters": model.num_parameters(),
+        "layers": dict(Counter(text.layer_types)),
+        "sliding_window": text.sliding_window,
+        "reach": reach(text.layer_types),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+    }
+
+
+@contextmanager
+def _timed(results: Results, name: str) -> Iterator[None]:
+    began = perf_counter()
+    yield
+    results.seconds[name] = results.seconds.get(name, 0.0) + perf_counter() - began

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 LAYER_TYPES = ("sliding_attention", "linear_attention", "full_attention")
+LINEAR_RULES = ("gated_delta", "gated", "plain")
 ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta")
 
 
@@ -39,6 +40,9 @@ class InfiniteVLTextConfig(PreTrainedConfig):
     attention_sinks: first tokens of the stream that sliding_attention layers keep for ever.
     num_linear_heads, linear_head_dim, expand_v, conv_size: heads of the Gated DeltaNet layers, the width K of
         their keys, V / K, and the width of their convolution. By default the attention layers' heads.
+    linear_rule: how their memory S takes in a token: "gated_delta", the rule of Gated DeltaNet; "gated", that without
+        the correction of what S holds at the key (gated linear attention); "plain", that without decay and with
+        beta = 1 (linear attention). For comparisons: every published model is gated_delta.
     norm_eps: eps of the Gated DeltaNet layers' output norm (rms_norm_eps is all others').
     """
 
@@ -57,6 +61,7 @@ class InfiniteVLTextConfig(PreTrainedConfig):
     linear_head_dim: int | None = None
     expand_v: int | float = 2
     conv_size: int = 4
+    linear_rule: str = "gated_delta"
     hidden_act: str = "silu"
     rms_norm_eps: float = 1e-6
     norm_eps: float = 1e-5
@@ -94,6 +99,8 @@ class InfiniteVLTextConfig(PreTrainedConfig):
         unknown = sorted(set(layer_types) - set(LAYER_TYPES))
         if unknown:
             raise ValueError(f"unknown layer type {unknown[0]!r}: choose from {', '.join(LAYER_TYPES)}")
+        if self.linear_rule not in LINEAR_RULES:
+            raise ValueError(f"unknown linear_rule {self.linear_rule!r}: choose from {', '.join(LINEAR_RULES)}")
         if len(layer_types) != self.num_hidden_layers:
             raise ValueError(f"{len(layer_types)} layer_types for {self.num_hidden_layers} layers")
         if self.num_linear_key_value_heads != self.num_linear_heads:

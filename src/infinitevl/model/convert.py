@@ -7,11 +7,13 @@ becomes Gated DeltaNet, the teacher's projections W seed it, head by head:
     v_proj = [W_v; W_v]       o_proj = [W_o, W_o] / 2, W_v repeated like W_k (expand_v = 2)
 
 so that o_proj(v_proj(x)) is the teacher's W_o W_v x. The convolutions start as the identity: it acts at once.
-The teacher's biases on q, k and v have no place in Gated DeltaNet and are dropped there.
+The teacher's biases on q, k and v have no place in Gated DeltaNet and are dropped there. A student that is not
+`seeded` begins with Gated DeltaNet layers of random weights instead, for comparison.
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -92,22 +94,25 @@ def convert(
     *,
     sliding_window: int = 8192,
     layer_types: Sequence[str] | None = None,
+    linear_rule: str = "gated_delta",
+    seeded: bool = True,
     seed: int = 0,
     max_shard_bytes: int = 2 << 30,
     progress: Progress | None = None,
 ) -> InfiniteVLConfig:
     """Write an InfiniteVL student of the Qwen2.5-VL checkpoint folder `source` as the folder `out`.
 
-    layer_types: as in InfiniteVLTextConfig (None: every fourth layer keeps attention); seed: of what the
-    teacher does not give, the same however source and output are sharded; max_shard_bytes: size of the files
-    (a larger tensor has its own) and, with one more tensor, of what is held in memory. Tensors keep their
-    dtypes; `out` appears when it is complete, or not at all. Raises InfiniteVLError, one line.
+    layer_types: as in InfiniteVLTextConfig (None: every fourth layer keeps attention; with full_attention alone,
+    the teacher itself); linear_rule: as there; seeded: whether the teacher seeds the Gated DeltaNet layers;
+    seed: of what the teacher does not give, the same however source and output are sharded; max_shard_bytes: size
+    of the files (a larger tensor has its own) and, with one more tensor, of what is held in memory. Tensors keep
+    their dtypes; `out` appears when it is complete, or not at all. Raises InfiniteVLError, one line.
     """
     source, out = Path(source), Path(out).absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InfiniteVLError(f"{out} exists and is not empty")
-    config = read_student(source, sliding_window=sliding_window, layer_types=layer_types)
-    jobs = _jobs(source, parse_config(plan, config, source))
+    config = read_student(source, sliding_window=sliding_window, layer_types=layer_types, linear_rule=linear_rule)
+    jobs = _jobs(source, parse_config(partial(plan, seeded=seeded), config, source))
     config.dtype = next(job.dtype for job in jobs if job.name == EMBEDDINGS)
     with _appearing(out) as folder:
         _write_weights(jobs, folder, max_shard_bytes, seed, progress)
@@ -128,7 +133,11 @@ def read_student(source: Path, **options: Any) -> InfiniteVLConfig:
 
 
 def student_config(
-    teacher: Qwen2_5_VLConfig, *, sliding_window: int = 8192, layer_types: Sequence[str] | None = None
+    teacher: Qwen2_5_VLConfig,
+    *,
+    sliding_window: int = 8192,
+    layer_types: Sequence[str] | None = None,
+    linear_rule: str = "gated_delta",
 ) -> InfiniteVLConfig:
     """The teacher's sizes, and its heads and their width for Gated DeltaNet. Raises ValueError."""
     text: Any = teacher.text_config
@@ -142,6 +151,7 @@ def student_config(
             expand_v=EXPAND_V,
             sliding_window=sliding_window,
             layer_types=None if layer_types is None else list(layer_types),
+            linear_rule=linear_rule,
         ),
         vision_config={name: getattr(vision, name) for name in InfiniteVLVisionConfig.__annotations__},
         **{name: getattr(teacher, name) for name in TOKEN_FIELDS},
@@ -151,9 +161,9 @@ def student_config(
     )
 
 
-def plan(config: InfiniteVLConfig) -> dict[str, Recipe]:
+def plan(config: InfiniteVLConfig, seeded: bool = True) -> dict[str, Recipe]:
     """The recipe of every tensor of the student, over the names of the teacher in their newest form."""
-    seeds, recipes = _delta_seeds(config.text_config), {}
+    seeds, recipes = _delta_seeds(config.text_config, seeded), {}
     for name, shape in expected_shapes(config).items():
         prefix, mixer, tensor = name.partition(".self_attn.")
         if mixer and config.text_config.layer_types[int(prefix.split(".")[-1])] == "linear_attention":
@@ -164,23 +174,38 @@ def plan(config: InfiniteVLConfig) -> dict[str, Recipe]:
     return recipes
 
 
-def _delta_seeds(text: InfiniteVLTextConfig) -> dict[str, tuple[bool, Callable[[Tensor], Tensor]]]:
+def _delta_seeds(text: InfiniteVLTextConfig, seeded: bool) -> dict[str, tuple[bool, Callable[[Tensor], Tensor]]]:
     """For every tensor of a Gated DeltaNet layer: whether the teacher's of that name seeds it, and how."""
+    normal = partial(nn.init.normal_, std=text.initializer_range)
+    return {
+        **(_inherited(text) if seeded else _random(normal)),
+        "a_proj.weight": (False, normal),
+        "b_proj.weight": (False, normal),
+        "g_proj.weight": (False, normal),
+        "A_log": (False, lambda x: _decay(x, x.new_empty(0), x)),
+        "dt_bias": (False, lambda x: _decay(x.new_empty(0), x, x)),
+        "o_norm.weight": (False, torch.ones_like),
+    }
+
+
+def _inherited(text: InfiniteVLTextConfig) -> dict[str, tuple[bool, Callable[[Tensor], Tensor]]]:
     heads, width = text.num_attention_heads, text.head_dim or 0
     keys = partial(_ungroup, heads=heads, width=width)
-    normal = partial(nn.init.normal_, std=text.initializer_range)
     return {
         "q_proj.weight": (True, torch.clone),
         "k_proj.weight": (True, keys),
         "v_proj.weight": (True, lambda w: _repeat(keys(w), 0, heads)),
         "o_proj.weight": (True, lambda w: _repeat(w, 1, heads) / EXPAND_V),
-        "a_proj.weight": (False, normal),
-        "b_proj.weight": (False, normal),
-        "g_proj.weight": (False, normal),
         **{f"{x}_conv1d.weight": (False, _identity) for x in "qkv"},
-        "A_log": (False, lambda x: _decay(x, x.new_empty(0), x)),
-        "dt_bias": (False, lambda x: _decay(x.new_empty(0), x, x)),
-        "o_norm.weight": (False, torch.ones_like),
+    }
+
+
+def _random(normal: Callable[[Tensor], Tensor]) -> dict[str, tuple[bool, Callable[[Tensor], Tensor]]]:
+    """As a new model has them."""
+    convolution = partial(nn.init.kaiming_uniform_, a=math.sqrt(5))
+    return {
+        **{f"{x}_proj.weight": (False, normal) for x in "qkvo"},
+        **{f"{x}_conv1d.weight": (False, convolution) for x in "qkv"},
     }
 
 

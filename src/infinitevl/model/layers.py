@@ -90,13 +90,16 @@ class ShortConvolution(nn.Conv1d):
 
 
 class GatedDeltaNet(nn.Module):
-    """Gated DeltaNet (arXiv 2412.06464): a memory S [K, V] per head, decayed and corrected by every token."""
+    """Gated DeltaNet (arXiv 2412.06464): a memory S [K, V] per head, decayed and corrected by every token.
+
+    Under another `linear_rule` the memory is not corrected or not decayed; parameters without a use stay unused.
+    """
 
     def __init__(self, config: Any):
         super().__init__()
         hidden, heads = config.hidden_size, config.num_linear_heads
         self.heads, self.key_dim, self.value_dim = heads, config.linear_head_dim, config.linear_value_dim
-        self.norm_eps = config.norm_eps
+        self.norm_eps, self.rule = config.norm_eps, config.linear_rule
         keys, values = heads * self.key_dim, heads * self.value_dim
         self.A_log = nn.Parameter(torch.zeros(heads))
         self.dt_bias = nn.Parameter(torch.zeros(heads))
@@ -122,6 +125,7 @@ class GatedDeltaNet(nn.Module):
             v.unflatten(-1, (self.heads, self.value_dim)),
             *self._gates(x),
             initial,
+            delta=self.rule == "gated_delta",
             lengths=chunk.lengths,
             seq_idx=chunk.seq_idx,
         )
@@ -143,6 +147,9 @@ class GatedDeltaNet(nn.Module):
     def _gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Log decay g and write strength beta [B, T, heads], in float32 (float64 for a float64 model)."""
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if self.rule == "plain":
+            ones = x.new_ones(*x.shape[:2], self.heads, dtype=wide)
+            return torch.zeros_like(ones), ones
         dt = F.softplus(self.a_proj(x).to(wide) + self.dt_bias.to(wide))
         return -self.A_log.to(wide).exp() * dt, self.b_proj(x).to(wide).sigmoid()
 

@@ -11,6 +11,8 @@ from infinitevl.model.configuration import InfiniteVLConfig
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.processing import InfiniteVLProcessor
 
+BOX = Path(__file__).parents[1] / "box"  # package data
+
 
 def register() -> None:
     """Let AutoConfig, AutoModelForImageTextToText and AutoProcessor find the model by its `model_type`."""
@@ -21,17 +23,25 @@ def register() -> None:
     AutoProcessor.register(InfiniteVLConfig, InfiniteVLProcessor, exist_ok=True)
 
 
+def box() -> Path:
+    """The folder of the model in the box, trained on StreamWorld. InfiniteVLError where it was not packed."""
+    if not (BOX / "config.json").is_file():
+        raise InfiniteVLError("there is no model in the box here: give a folder, or an id such as hustvl/InfiniteVL")
+    return BOX
+
+
 def load(
-    name: str | Path,
+    name: str | Path | None = None,
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> InfiniteVLForConditionalGeneration:
     """A model ready to stream, with its processor as `model.processor`.
 
-    name: a folder, or an id on the Hugging Face hub. device: a GPU where there is one. dtype: the checkpoint's on
-    a GPU, float32 on a CPU. Raises InfiniteVLError, one line, for a checkpoint that cannot be loaded.
+    name: a folder, or an id on the Hugging Face hub; None is the model in the box. device: a GPU where there is
+    one. dtype: the checkpoint's on a GPU, float32 on a CPU. Raises InfiniteVLError, one line, where that fails.
     """
+    name = box() if name is None else name
     register()
     chosen = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None:

@@ -41,6 +41,7 @@ def gated_delta_rule(
     beta: Tensor,
     initial_state: Tensor | None = None,
     *,
+    delta: bool = True,
     lengths: Tensor | None = None,
     seq_idx: Tensor | None = None,
     backend: str | None = None,
@@ -54,10 +55,11 @@ def gated_delta_rule(
 
     q, k: [B, T, H, K] as the convolution leaves them (the normalisation happens here); v: [B, T, H, V];
     g: [B, T, H] log decay <= 0; beta: [B, T, H]; initial_state: [B, H, K, V] or None for zeros.
+    delta False: v_t is written as it is, S_t += k_t (beta_t v_t)^T, which is gated linear attention.
     Returns o [B, T, H, V] in v's dtype and the final state in float32 (float64 where q is float64).
     """
     run = implementation("gated_delta_rule", q.device, backend)
-    return run(q, k, v, g, beta, initial_state, lengths=lengths, seq_idx=seq_idx)
+    return run(q, k, v, g, beta, initial_state, delta=delta, lengths=lengths, seq_idx=seq_idx)
 
 
 def short_convolution(

@@ -19,6 +19,7 @@ def gated_delta_rule(
     beta: Tensor,
     initial_state: Tensor | None = None,
     *,
+    delta: bool = True,
     lengths: Tensor | None = None,
     seq_idx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -39,8 +40,10 @@ def gated_delta_rule(
             q_t = normalise(q[b, t].to(dtype)) * key_width**-0.5
             k_t = normalise(k[b, t].to(dtype))
             state = state * g[b, t].to(dtype).exp()[:, None, None]
-            error = v[b, t].to(dtype) - torch.einsum("hkv,hk->hv", state, k_t)
-            state = state + torch.einsum("hk,hv->hkv", k_t, beta[b, t].to(dtype)[:, None] * error)
+            written = v[b, t].to(dtype)
+            if delta:
+                written = written - torch.einsum("hkv,hk->hv", state, k_t)
+            state = state + torch.einsum("hk,hv->hkv", k_t, beta[b, t].to(dtype)[:, None] * written)
             rows.append(torch.einsum("hkv,hk->hv", state, q_t))
         outputs.append(torch.stack(rows))
         finals.append(state)

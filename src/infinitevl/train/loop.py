@@ -2,22 +2,28 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from itertools import chain, islice
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.nn.utils import clip_grad_norm_
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from infinitevl.data.packing import Batch
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
+from infinitevl.train.adapters import add_adapters
 from infinitevl.train.curves import draw
+from infinitevl.train.graphs import graphed_layers
 from infinitevl.train.keeping import (
     CHECKPOINT,
     CURVES,
@@ -31,8 +37,11 @@ from infinitevl.train.keeping import (
     replace,
     save_checkpoint,
 )
-from infinitevl.train.stages import Stage, backward_step, gradient_norms, select, summary
+from infinitevl.train.optimizers import optimizers
+from infinitevl.train.parallel import shared, whole
+from infinitevl.train.stages import Objective, Stage, gradient_norms, select, summary
 
+LOGGERS = ("tensorboard", "wandb")  # those that are installed are told
 REMEMBERED = 100  # losses that tell what is usual
 EXPLODED = 20.0  # times the median of these, and
 ALWAYS_FINE = 10.0  # above what any start has: the loss of a good model may well jump from 0.01 to 0.3
@@ -46,45 +55,75 @@ class Settings:
     checkpoint_every: int = 200
 
 
-def prepare_device() -> torch.device:
-    """The GPU where there is one, set up for training, else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    # cuDNN's attention plans anew for every new shape of a batch: 0.26 s a step of nano on an H200, 0.22 s without
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    torch.set_float32_matmul_precision("high")  # what autocast leaves in float32 may use TF32
-    return torch.device("cuda")
+class Data(Protocol):
+    """Batches in order. state: what came with the last batch that was used, None at the start."""
+
+    def shard(self, rank: int, world_size: int) -> "Data":
+        """The part of one process: of every batch its own rows."""
+        ...
+
+    def batches(self, start: int, state: Any, workers: int) -> Iterator[tuple[Batch, Any]]:
+        """The batches from number `start` on, each with the state that goes on behind it."""
+        ...
+
+
+def accelerate(out: Path | None = None) -> Accelerator:
+    """This process's device, mixed precision (bf16 on a GPU) and, for a stage, loggers below `out`."""
+    gpu = torch.cuda.is_available()
+    if gpu:
+        # cuDNN's attention plans anew for every new shape of a batch: 0.26 s a step of nano on an H200, 0.22 s without
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.set_float32_matmul_precision("high")  # what autocast leaves in float32 may use TF32
+    loggers: list[Any] = [name for name in LOGGERS if find_spec(name)] if out else []
+    return Accelerator(mixed_precision="bf16" if gpu else "no", log_with=loggers or None, project_dir=out)
 
 
 def train_stage(
     stage: Stage,
     student: InfiniteVLForConditionalGeneration,
     teacher: InfiniteVLForConditionalGeneration | None,
-    data: Dataset,
+    data: Data,
     out: Path,
     settings: Settings,
 ) -> InfiniteVLForConditionalGeneration:
     """Train `student`, in place and on its device, and write it to out/model with its processor.
 
-    Goes on from out/checkpoint.pt where there is one; a stage that is done is loaded, not trained again.
+    Goes on from out/checkpoint.pt where there is one; a stage that is done is loaded, not trained again. Under
+    `accelerate launch` every process trains on its rows of each batch.
     Raises InfiniteVLError where the loss or the gradient is not a number, or the loss explodes, naming the step and
     the part with the largest gradient, and where `out` holds a stage of other settings.
     """
-    pin(out / "stage.json", asdict(stage))
+    accelerator = accelerate(out)
+    with accelerator.main_process_first():
+        pin(out / "stage.json", asdict(stage))
     if (out / MODEL).is_dir():
         return load_model(out / MODEL, student)
     names = select(student, stage.trains)
-    Console(stderr=True, highlight=False).print(f"[bold]{stage.name}[/]: {stage.steps} steps of {stage.loss}")
-    Console(stderr=True, highlight=False).print(summary(student, names), markup=False)
-    _Run(stage, student, teacher, names, out, settings).train(data)
-    draw(out / METRICS, out / CURVES, f"{stage.name}: {stage.loss}")
-    replace(out / MODEL, lambda folder: _write(student, folder))
-    (out / CHECKPOINT).unlink(missing_ok=True)
-    return student
+    adapters = add_adapters(student, names, stage.lora) if stage.lora else None
+    if accelerator.is_main_process:
+        _announce(stage, student)
+    run = _Run(stage, Objective(stage, student, teacher), out, settings, accelerator)
+    run.train(data.shard(accelerator.process_index, accelerator.num_processes))
+    if adapters is not None:
+        adapters.merge_and_unload()
+    weights = {name: whole(parameter.detach()) for name, parameter in student.named_parameters()}
+    if accelerator.is_main_process:
+        draw(out / METRICS, out / CURVES, f"{stage.name}: {stage.loss}")
+        replace(out / MODEL, lambda folder: _write(student, weights, folder))
+        (out / CHECKPOINT).unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    return student if accelerator.num_processes == 1 else load_model(out / MODEL, student)
 
 
-def _write(model: InfiniteVLForConditionalGeneration, folder: Path) -> None:
-    model.save_pretrained(folder)
+def _announce(stage: Stage, student: InfiniteVLForConditionalGeneration) -> None:
+    console = Console(stderr=True, highlight=False)
+    console.print(f"[bold]{stage.name}[/]: {stage.steps} steps of {stage.loss}")
+    names = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
+    console.print(summary(student, names), markup=False)
+
+
+def _write(model: InfiniteVLForConditionalGeneration, weights: dict[str, Tensor], folder: Path) -> None:
+    model.save_pretrained(folder, state_dict=weights)
     model.processor.save_pretrained(folder)
 
 
@@ -92,74 +131,99 @@ class _Run:
     """A stage under way. trained: the parameters that train, by name."""
 
     def __init__(
-        self,
-        stage: Stage,
-        student: InfiniteVLForConditionalGeneration,
-        teacher: InfiniteVLForConditionalGeneration | None,
-        names: list[str],
-        out: Path,
-        settings: Settings,
+        self, stage: Stage, objective: Objective, out: Path, settings: Settings, accelerator: Accelerator
     ) -> None:
-        self.stage, self.student, self.out, self.settings = stage, student, out, settings
-        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
-        self.trained = {name: p for name, p in student.named_parameters() if name in set(names)}
-        decay, fused = stage.weight_decay, student.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(self.trained.values(), betas=(0.9, 0.999), weight_decay=decay, fused=fused)
-        self.step, self.tokens = 0, 0
+        self.stage, self.out, self.settings, self.accelerator = stage, out, settings, accelerator
+        self.student, self.count = objective.student, objective.count
+        found = optimizers(stage, self.student)
+        self.shares = [share for _, share in found]
+        prepared: Any = accelerator.prepare(objective, *(optimizer for optimizer, _ in found))
+        self.objective, *self.optimizers = prepared
+        self.trained = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
+        self.step, self.tokens, self.state = 0, 0, None
         self.losses: list[float] = []
 
-    def train(self, data: Dataset) -> None:
+    def train(self, data: Data) -> None:
         self._resume()
-        self.student.train()
-        forget_after(self.out / METRICS, self.step)
-        with (self.out / METRICS).open("a") as metrics, _bar() as bar:
+        self.objective.train()
+        self.accelerator.init_trackers("logs")
+        if self.accelerator.is_main_process:
+            forget_after(self.out / METRICS, self.step)
+        with (self.out / METRICS).open("a") as metrics, _bar(self.accelerator.is_main_process) as bar:
             task = bar.add_task(self.stage.name, total=self.stage.steps, completed=self.step, told="")
             for point in self._points(data):
-                metrics.write(point.line())
+                self.accelerator.log({name: value for name, value in asdict(point).items()}, step=point.step)
+                if self.accelerator.is_main_process:
+                    metrics.write(point.line())
                 told = f"loss {point.loss:.4f}  {point.tokens_per_second:,.0f} tokens/s"
                 bar.update(task, completed=point.step, told=told)
                 if point.step % self.settings.checkpoint_every == 0:
                     metrics.flush()
                     self._save()
+        self.accelerator.end_training()
 
-    def _points(self, data: Dataset) -> Iterator[Point]:
-        began = perf_counter()
-        for batch in self._batches(data):
-            point = self._step(batch)
-            now = perf_counter()
-            point.tokens_per_second, began = batch.tokens / (now - began), now
-            yield point
+    def _points(self, data: Data) -> Iterator[Point]:
+        many, left = self.stage.accumulate, self.stage.steps - self.step
+        with self._graphed(data.batches(self.step * many, self.state, self.settings.workers)) as batches:
+            began = perf_counter()
+            for _ in range(left):
+                pairs = list(islice(batches, many))
+                point, tokens = self._step([batch for batch, _ in pairs]), self.tokens
+                self.step, self.tokens, self.state = point.step, point.tokens, pairs[-1][1]
+                self.losses = [*self.losses, point.loss][-REMEMBERED:]
+                now = perf_counter()
+                point.tokens_per_second, began = (self.tokens - tokens) / (now - began), now
+                yield point
 
-    def _batches(self, data: Dataset) -> Iterator[Batch]:
-        """Those of the steps that are left."""
-        order, workers = range(self.step, self.stage.steps), self.settings.workers
-        loader: Any = DataLoader(
-            data, batch_size=None, sampler=order, num_workers=workers, prefetch_factor=4 if workers else None
-        )
-        return iter(loader)
+    @contextmanager
+    def _graphed(self, batches: Iterator[tuple[Batch, Any]]) -> Iterator[Iterator[tuple[Batch, Any]]]:
+        """On one GPU the student's layers become CUDA graphs, in stages that run each layer once a step."""
+        once = self.stage.accumulate == self.accelerator.num_processes == 1 and self.stage.loss != "layerwise"
+        first = next(batches, None) if once and self.accelerator.device.type == "cuda" else None
+        if first is None:
+            yield batches
+            return
+        with graphed_layers(self.student, first[0].to(self.accelerator.device)):
+            yield chain([first], batches)
 
-    def _step(self, batch: Batch) -> Point:
-        device, rate = self.student.device, self.stage.learning_rate * schedule(self.step, self.stage)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = float(backward_step(self.stage, self.student, self.teacher, batch.to(device)))
-        self._check_loss(loss)
-        norm = float(clip_grad_norm_(self.trained.values(), self.stage.clip))
-        if not math.isfinite(norm):
-            self._stop(f"a gradient of norm {norm}")
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step, self.tokens = self.step + 1, self.tokens + batch.tokens
-        self.losses = [*self.losses, loss][-REMEMBERED:]
-        return Point(self.step, loss, rate, norm, self.tokens, 0.0)
+    def _step(self, batches: list[Batch]) -> Point:
+        counts = [self.count(batch) for batch in batches]
+        share, tokens = self._means(sum(counts), sum(batch.tokens for batch in batches))  # of a process
+        parts = [self._backward(batch, count / max(share, 1.0)) for batch, count in zip(batches, counts, strict=True)]
+        size = get_total_norm(p.grad for p in self.trained.values() if p.grad is not None)
+        found, norm = torch.stack([torch.stack(parts).sum(), whole(size).float()]).tolist()
+        (loss,) = self._means(found)
+        self._check(loss, norm)
+        clip_grads_with_norm_(self.trained.values(), self.stage.clip, size)
+        rate = self.stage.learning_rate * schedule(self.step, self.stage)
+        for optimizer, part in zip(self.optimizers, self.shares, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * part
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return Point(self.step + 1, loss, rate, norm, self.tokens + round(tokens * self.accelerator.num_processes), 0)
 
-    def _check_loss(self, loss: float) -> None:
+    def _backward(self, batch: Batch, weight: float) -> Tensor:
+        """Adds the gradients of a batch, and returns its loss."""
+        loss = self.objective(batch.to(self.accelerator.device)) * weight
+        self.accelerator.backward(loss)
+        return loss.detach().float()
+
+    def _means(self, *values: float) -> list[float]:
+        """Over processes."""
+        if self.accelerator.num_processes == 1:
+            return list(values)
+        tensor: Any = self.accelerator.reduce(torch.tensor(values, device=self.accelerator.device), "mean")
+        return tensor.tolist()
+
+    def _check(self, loss: float, norm: float) -> None:
         usual = median(self.losses) if len(self.losses) >= REMEMBERED // 5 else math.inf
         if not math.isfinite(loss):
             self._stop(f"a loss of {loss}")
         if loss > max(EXPLODED * usual, ALWAYS_FINE):
             self._stop(f"a loss of {loss:.4g}, where {usual:.4g} was usual")
+        if not math.isfinite(norm):
+            self._stop(f"a gradient of norm {norm}")
 
     def _stop(self, why: str) -> None:
         norms = gradient_norms(self.student)
@@ -171,10 +235,11 @@ class _Run:
         )
 
     def _save(self) -> None:
-        progress = {"step": self.step, "tokens": self.tokens, "losses": self.losses}
-        weights = {name: parameter.detach() for name, parameter in self.trained.items()}
-        state = {**progress, "weights": weights, "optimizer": self.optimizer.state_dict()}
-        save_checkpoint(self.out / CHECKPOINT, state)
+        progress = {"step": self.step, "tokens": self.tokens, "losses": self.losses, "data": self.state}
+        weights = {name: whole(parameter.detach()) for name, parameter in self.trained.items()}
+        state = {**progress, "weights": weights, "optimizers": [whole(o.state_dict()) for o in self.optimizers]}
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.out / CHECKPOINT, state)
 
     @torch.no_grad()
     def _resume(self) -> None:
@@ -182,9 +247,14 @@ class _Run:
         if state is None:
             return
         self.step, self.tokens, self.losses = state["step"], state["tokens"], state["losses"]
+        self.state = state["data"]
         for name, parameter in self.trained.items():
-            parameter.copy_(state["weights"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+            parameter.copy_(shared(state["weights"][name], parameter))
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for number, values in saved["state"].items():
+                saved["state"][number] = {key: shared(value, parameters[number]) for key, value in values.items()}
+            optimizer.load_state_dict(saved)
 
 
 def schedule(step: int, stage: Stage) -> float:
@@ -195,6 +265,6 @@ def schedule(step: int, stage: Stage) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, stage.steps - warm)))
 
 
-def _bar() -> Progress:
+def _bar(shown: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown)

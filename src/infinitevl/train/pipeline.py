@@ -14,7 +14,7 @@ from infinitevl.model.convert import convert
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.processing import InfiniteVLProcessor, PixelSettings
 from infinitevl.train.keeping import load_model, pin, replace
-from infinitevl.train.loop import Settings, prepare_device, train_stage
+from infinitevl.train.loop import Data, Settings, accelerate, train_stage
 from infinitevl.train.qwen import as_qwen
 from infinitevl.train.recipes import Recipe
 from infinitevl.train.stages import Stage
@@ -28,17 +28,17 @@ def run_recipe(recipe: Recipe, out: Path, settings: Settings) -> InfiniteVLForCo
 
     InfiniteVLError where `out` holds a run of another recipe.
     """
-    device = prepare_device()
+    device = accelerate().device
     pin(out / "recipe.json", {name: value for name, value in asdict(recipe).items() if name != "stages"})
     first, *rest = recipe.stages
-    teacher = _stage(recipe, first, new_teacher(recipe, out / "processor", device), None, out, settings)
+    teacher = run_stage(recipe, first, new_teacher(recipe, out / "processor", device), None, out, settings)
     student = new_student(recipe, teacher, out)
     for stage in rest:
-        student = _stage(recipe, stage, student, teacher if stage.needs_teacher else None, out, settings)
+        student = run_stage(recipe, stage, student, teacher if stage.needs_teacher else None, out, settings)
     return student.eval()
 
 
-def _stage(
+def run_stage(
     recipe: Recipe,
     stage: Stage,
     student: InfiniteVLForConditionalGeneration,
@@ -46,19 +46,23 @@ def _stage(
     out: Path,
     settings: Settings,
 ) -> InfiniteVLForConditionalGeneration:
+    """One stage of the recipe, kept in a folder of its name below `out`."""
+    return train_stage(stage, student, teacher, _data(recipe, stage, student), out / stage.name, settings)
+
+
+def _data(recipe: Recipe, stage: Stage, student: InfiniteVLForConditionalGeneration) -> Data:
     encoder = Encoder(
         student.processor, student.config, max_tokens=stage.tokens, min_pixels=MIN_PIXELS, max_pixels=recipe.size**2
     )
-    data = WorldBatches(
+    return WorldBatches(
         stage.data,
         encoder,
         rows=stage.rows,
         tokens=stage.tokens,
-        steps=stage.steps,
+        steps=stage.steps * stage.accumulate,
         seed=recipe.seed + zlib.crc32(stage.name.encode()),  # every stage has episodes of its own
         size=recipe.size,
     )
-    return train_stage(stage, student, teacher, data, out / stage.name, settings)
 
 
 def new_teacher(recipe: Recipe, kept: Path, device: torch.device) -> InfiniteVLForConditionalGeneration:

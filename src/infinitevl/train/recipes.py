@@ -5,7 +5,7 @@ from typing import Any
 
 from infinitevl.data.streamworld.draw import UNIT
 from infinitevl.data.streamworld.world import TOKEN
-from infinitevl.data.worlds import MEMORY, VISUAL, Part
+from infinitevl.data.worlds import GLANCE, MEMORY, VISUAL, Part
 from infinitevl.errors import InfiniteVLError
 from infinitevl.train.stages import Stage
 
@@ -29,21 +29,21 @@ class Recipe:
             raise InfiniteVLError(f"size={self.size}: it is a multiple of {TOKEN}, at least {UNIT}")
 
 
-SHORT = Part(0.5, frames=(1, 4), questions=4)
-MOVES = Part(0.15, frames=(6, 16), questions=4)
-MIXED = Part(0.15, frames=(32, 96), questions=12, groups=(*VISUAL, *MEMORY))
-TESTS = Part(0.15, frames=(16, 100), questions=4, at_end=True)
-TEXT = Part(0.05, questions=8, groups=("text",))
-EVERYTHING = (SHORT, MOVES, MIXED, TESTS, TEXT)
+GLANCES = Part(0.8, frames=(1, 2), questions=12, groups=GLANCE)
+MOVES = Part(0.1, frames=(4, 12), questions=12)
+MIXED = Part(0.05, frames=(24, 80), questions=32, groups=(*VISUAL, *MEMORY))
+TESTS = Part(0.04, frames=(12, 90), questions=8, at_end=True)
+TEXT = Part(0.04, questions=16, groups=("text",))
+EVERYTHING = (GLANCES, MOVES, MIXED, TESTS, TEXT)
 LONG = (
-    Part(0.5, frames=(120, 480), questions=32, groups=(*VISUAL, *MEMORY)),
-    Part(0.5, frames=(100, 480), questions=8, at_end=True),
+    Part(0.5, frames=(120, 480), questions=96, groups=(*VISUAL, *MEMORY)),
+    Part(0.5, frames=(100, 480), questions=16, at_end=True),
 )
 
 
 def nano() -> Recipe:
     """The model in the box: 15 million parameters, window 256."""
-    rows, tokens = 32, 1920
+    rows, tokens = 16, 1920
     return Recipe(
         name="nano",
         text={
@@ -56,11 +56,11 @@ def nano() -> Recipe:
         },
         window=256,
         stages=(
-            Stage("teacher", "cross_entropy", "all", EVERYTHING, 3000, rows, tokens, 1e-3),
-            Stage("layerwise", "layerwise", "delta", EVERYTHING, 300, rows, tokens, 1e-3),
-            Stage("distillation", "distillation", "delta", EVERYTHING, 300, rows, tokens, 1e-3),
-            Stage("sft", "cross_entropy", "language", EVERYTHING, 1000, rows, tokens, 5e-4),
-            Stage("long", "cross_entropy", "all", (*LONG, *_scaled(EVERYTHING, 4.0)), 400, 8, 8192, 2e-4),
+            Stage("teacher", "cross_entropy", "all", EVERYTHING, 4000, rows, tokens, 2e-3, "muon"),
+            Stage("layerwise", "layerwise", "delta", EVERYTHING, 150, rows, tokens, 2e-3, "muon"),
+            Stage("distillation", "distillation", "delta", EVERYTHING, 300, rows, tokens, 2e-3, "muon"),
+            Stage("sft", "cross_entropy", "language", EVERYTHING, 1000, rows, tokens, 1.5e-3, "muon"),
+            Stage("long", "cross_entropy", "all", (*LONG, *_scaled(EVERYTHING, 4.0)), 600, 8, 8192, 1e-3, "muon"),
         ),
     )  # fmt: skip
 

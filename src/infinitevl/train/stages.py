@@ -6,7 +6,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from infinitevl.data.encode import IGNORED
+from infinitevl.data.files import FilePart
 from infinitevl.data.packing import Batch
 from infinitevl.data.worlds import Part
 from infinitevl.model.decoder import Decoder
@@ -16,28 +19,34 @@ from infinitevl.video.preprocess import to_patches
 
 Loss = Literal["cross_entropy", "layerwise", "distillation"]
 Trains = Literal["all", "delta", "language"]
+Method = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. The optimiser is AdamW (0.9, 0.999), the learning rate warms up linearly, then follows a cosine to 0.
+    """One stage. The learning rate warms up linearly, then follows a cosine to 0.
 
     trains: "delta" (the mixers of the linear_attention layers), "language" (the language model but its embeddings,
-    which the head shares), or "all". data: a mixture of StreamWorld episodes. rows, tokens: size of a batch.
+    which the head shares), or "all"; lora: 0, or the rank of the adapters that train in their place and are merged at
+    the end. optimizer: see `optimizers`. data: a mixture of StreamWorld episodes, or of files. rows, tokens: size of a batch; accumulate: batches
+    whose gradients make one step.
     """
 
     name: str
     loss: Loss
     trains: Trains
-    data: tuple[Part, ...]
+    data: tuple[Part, ...] | tuple[FilePart, ...]
     steps: int
     rows: int
     tokens: int
     learning_rate: float
+    optimizer: Method = "adamw"
     temperature: float = 2.0
     warmup: float = 0.05
     weight_decay: float = 0.01
     clip: float = 1.0
+    accumulate: int = 1
+    lora: int = 0
 
     @property
     def needs_teacher(self) -> bool:
@@ -115,25 +124,45 @@ def _patches(frames: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     return to_patches(frames.repeat_interleave(2, dim=0))
 
 
-def backward_step(
-    stage: Stage,
-    student: InfiniteVLForConditionalGeneration,
-    teacher: InfiniteVLForConditionalGeneration | None,
-    batch: Batch,
-) -> Tensor:
-    """Forward and backward pass of one batch: adds to the gradients. Returns the loss, detached."""
-    if stage.loss == "cross_entropy":
-        inputs = embed(student, batch)
-        hidden = inputs.decode(student.model.language_model)
-        loss = cross_entropy(hidden, student.lm_head.weight, batch.targets)
-    elif teacher is None:
-        raise ValueError(f"stage {stage.name} needs a teacher")
-    elif stage.loss == "layerwise":
-        return _layerwise(student, teacher, batch)
-    else:
-        loss = _distillation(stage.temperature, student, teacher, batch)
-    loss.backward()
-    return loss.detach()
+class Objective(nn.Module):
+    """The loss of a stage as one module, which accelerate can spread over processes."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        student: InfiniteVLForConditionalGeneration,
+        teacher: InfiniteVLForConditionalGeneration | None,
+    ) -> None:
+        """ValueError where the stage needs a teacher and there is none."""
+        super().__init__()
+        if stage.needs_teacher and teacher is None:
+            raise ValueError(f"stage {stage.name} needs a teacher")
+        self.stage, self.student = stage, student
+        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Objective":
+        """The teacher stays as it is."""
+        self.student.train(mode)
+        return self
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The mean loss over the tokens that count, see `count`."""
+        if self.teacher is None:
+            hidden = embed(self.student, batch).decode(self.student.model.language_model)
+            return cross_entropy(hidden, self.student.lm_head.weight, batch.targets)
+        if self.stage.loss == "layerwise":
+            return _layerwise(self.student, self.teacher, batch)
+        return _distillation(self.stage.temperature, self.student, self.teacher, batch)
+
+    def count(self, batch: Batch) -> int:
+        """The tokens that the loss is the mean of: those to be learnt, or all, or for distillation all text."""
+        if self.teacher is None:
+            return int((batch.targets != IGNORED).sum())
+        if self.stage.loss == "layerwise":
+            return batch.tokens
+        config = self.student.config
+        vision = (batch.ids == config.image_token_id) | (batch.ids == config.video_token_id)
+        return batch.tokens - int(vision.sum())
 
 
 def _layerwise(
@@ -141,7 +170,8 @@ def _layerwise(
     teacher: InfiniteVLForConditionalGeneration,
     batch: Batch,
 ) -> Tensor:
-    """Each replaced layer on the teacher's input of that layer, layer by layer: one graph at a time."""
+    """Each replaced layer on the teacher's input of that layer. No two graphs of layers exist at a time: each is
+    made again for its backward pass."""
     hidden: list[Tensor] = []
     with torch.no_grad():
         inputs = embed(teacher, batch)
@@ -149,13 +179,11 @@ def _layerwise(
     decoder = student.model.language_model
     chunk = decoder.chunk(inputs.embeds, inputs.positions, inputs.lengths, inputs.seq_idx, None)
     replaced = [i for i, kind in enumerate(decoder.config.layer_types or []) if kind == "linear_attention"]
-    total = inputs.embeds.new_zeros(())
-    for i in replaced:
-        found = decoder.layers[i](hidden[i], chunk)
-        loss = layer_distance(found, hidden[i + 1], inputs.real) / len(replaced)
-        loss.backward()
-        total += loss.detach()
-    return total
+
+    def distance(i: int) -> Tensor:
+        return layer_distance(decoder.layers[i](hidden[i], chunk), hidden[i + 1], inputs.real)
+
+    return torch.stack([checkpoint(distance, i, use_reentrant=False) for i in replaced]).mean()
 
 
 def _distillation(

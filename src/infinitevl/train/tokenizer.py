@@ -1,11 +1,13 @@
 """The small tokenizer of the model in the box: byte-level BPE over what StreamWorld says, Qwen's special tokens."""
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from infinitevl.data.streamworld.vocabulary import WORDS
 from infinitevl.data.worlds import VISUAL, Part, world_sample
 from infinitevl.model.processing import CHAT_TEMPLATE, IM_END
 from infinitevl.model.random_model import END_OF_TEXT, SPECIAL
@@ -27,10 +29,13 @@ def train_tokenizer(vocabulary: int = 1024, conversations: int = 400, seed: int 
     )
 
 
+WORD = re.compile(rf"\b({'|'.join(WORDS)})\b")  # what signs say is spelt letter by letter, as it is read
+
+
 def _texts(conversations: int, seed: int) -> Iterator[str]:
     rng = np.random.default_rng(seed)
-    parts = (Part(1, (8, 24), 8, (*VISUAL, "recall", "order")), Part(1, questions=8, groups=("text",)))
+    parts = (Part(1, (8, 24), 8, (*VISUAL, "describe", "recall", "order")), Part(1, questions=8, groups=("text",)))
     for i in range(conversations):
         for message in world_sample(parts[i % 2], rng, 112).messages:
             yield f"{message['role']}\n"
-            yield message["content"].replace("<video>", "")
+            yield WORD.sub("", message["content"].replace("<video>", ""))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infinitevl.errors import InfiniteVLError
+from infinitevl.errors import InfiniteVLError, VideoError
 from infinitevl.video.pictures import to_array
 
 
@@ -38,23 +38,26 @@ def load_video(video: Any, fps: float) -> tuple[Tensor, float]:
     return torch.stack(frames), fps
 
 
-def timed_frames(video: Any, fps: float) -> Iterator[tuple[float, Tensor]]:
+def timed_frames(video: Any, fps: float, whole: bool = False) -> Iterator[tuple[float, Tensor]]:
     """Frames uint8 [H, W, 3] and their seconds, one by one, so that a long video need not be held in memory.
 
     video: what `open_video` opens, a data: address, a PIL image, or uint8 [H, W, 3] or [N, H, W, 3] at rate fps.
+    A video that is damaged or cut short gives what it has, then a Python warning; a VideoError where it must be whole.
     """
-    from infinitevl.video.sources import open_video
-
     if hasattr(video, "convert"):
         video = to_array(video)
     if isinstance(video, (Tensor, np.ndarray)):
         yield from ((i / fps, frame) for i, frame in enumerate(_clip(video)))
         return
+    from infinitevl.video.sources import open_video  # needs PyAV, which frames in memory do not
+
     if isinstance(video, str) and video.startswith("data:"):
         video = _data(video)
     with open_video(video, fps=fps) as opened:
         for time, frame in opened:
             yield time, torch.from_numpy(frame)
+        if opened.warning and whole:
+            raise VideoError(opened.warning)
         if opened.warning:
             warnings.warn(opened.warning, stacklevel=2)
 

@@ -69,7 +69,7 @@ def shape(at: Context) -> Truth | None:
 
 def beside(at: Context) -> Truth | None:
     """What is on one side of a thing, where that is one thing and no other is near that line."""
-    anchor, sights = _pick(at, _alone(at, lambda thing: thing.shape)), _clear(at)
+    anchor, sights = _pick(at, _alone(at, lambda thing: thing.shape)), clear(at)
     if anchor is None or sights is None:
         return None
     others = [sight for sight in sights if sight is not anchor]
@@ -82,13 +82,13 @@ def beside(at: Context) -> Truth | None:
 
 
 def count(at: Context) -> Truth | None:
-    sights = _clear(at)
+    sights = clear(at)
     return Truth(str(len(sights)), COUNT_CHANCE) if sights else None
 
 
 def extreme(at: Context) -> Truth | None:
     """The largest or the smallest thing, where it is one of at least two."""
-    sights, largest = _clear(at), at.coin()
+    sights, largest = clear(at), at.coin()
     if sights is None or len(sights) < 2:
         return None
     sights = sorted(sights, key=lambda sight: sight.thing.size, reverse=largest)
@@ -162,7 +162,7 @@ def _shown(at: Context) -> list[Sight]:
     return [] if at.moment.card else [sight for sight in at.moment.sights if not sight.outside]
 
 
-def _clear(at: Context) -> list[Sight] | None:
+def clear(at: Context) -> list[Sight] | None:
     """All things in the frame, or None if there is none or one is hardly visible."""
     sights = _shown(at)
     return sights if sights and all(sight.visible >= CLEAR for sight in sights) else None

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infinitevl.data.streamworld import language, memory, perception
+from infinitevl.data.streamworld import captions, language, memory, perception
 from infinitevl.data.streamworld.phrases import PHRASES
 from infinitevl.data.streamworld.truths import Context, Truth
 
@@ -44,6 +44,11 @@ KINDS: dict[str, dict[str, Callable[[Context], Truth | None]]] = {
         "scenes": memory.scenes,
         "cards": memory.cards,
         "appeared": memory.appeared,
+    },
+    "describe": {
+        "all_things": captions.things,
+        "whole_sign": captions.sign,
+        "whole_card": captions.card,
     },
     "text": {
         "copy": language.copy,

@@ -53,8 +53,10 @@ def window_attention(
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], enable_gqa=grouped)
+    groups = q.shape[1] // k.shape[1]
+    if q.is_cuda and groups > 1:  # no fast kernel there takes both a mask and groups
+        k, v, groups = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1), 1
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], enable_gqa=groups > 1)
 
 
 def _blocks(time: int) -> Iterator[tuple[int, int]]:

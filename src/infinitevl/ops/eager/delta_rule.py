@@ -7,6 +7,8 @@ Within a chunk, with c the running sum of g, Gamma_ij = exp(c_i - c_j) for j <= 
     o     = diag(exp(c)) q S + tril(q k^T * Gamma) v_new
     S     = exp(c_last) S + (diag(exp(c_last - c)) k)^T v_new
 
+Without the delta correction A is diag(beta) and nothing of k S is taken away: v_new = diag(beta) v.
+
 Packed sequences cut Gamma, exp(c) and exp(c_last - c) wherever two tokens belong to different sequences. The
 lengths of q and k are divided out of the products of [chunk, chunk], which are smaller than q and k.
 """
@@ -30,6 +32,7 @@ def gated_delta_rule(
     beta: Tensor,
     initial_state: Tensor | None = None,
     *,
+    delta: bool = True,
     lengths: Tensor | None = None,
     seq_idx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -42,7 +45,8 @@ def gated_delta_rule(
     q, k, v, g, beta = (_chunks(x, size).to(dtype) for x in (q, k, v, g, beta))
     decay = _decay(g, None if seq_idx is None else _chunk_sequences(extend_sequence(seq_idx, lengths), size))
     state = q.new_zeros(batch, heads, key_width, value_width) if initial_state is None else initial_state
-    o, state = _scan(v, _products(q, k, beta, decay), state.to(dtype))
+    products = _products(q, k, beta if delta else None, decay)
+    o, state = _scan(v if delta else v * beta[..., None], products, state.to(dtype))
     o = o.permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :time]
     return o.to(out_dtype), state
 
@@ -95,31 +99,36 @@ def _masked_exp(x: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass
 class _Products:
-    """What the scan multiplies with, per chunk and head."""
+    """What the scan multiplies with, per chunk and head. Without the delta correction there is no k and no a."""
 
-    a: Tensor  # [N, B, H, size, size]
+    a: Tensor | None  # [N, B, H, size, size]
     kq_in: Tensor  # [N, B, H, 2 size, K]: k, then q, as they meet the entering state
     scores: Tensor  # [N, B, H, size, size]
     k_out: Tensor  # [N, B, H, size, K]
     carried: Tensor  # [N, B, H, 1]
 
 
-def _products(q: Tensor, k: Tensor, beta: Tensor, decay: _Decay) -> _Products:
+def _products(q: Tensor, k: Tensor, beta: Tensor | None, decay: _Decay) -> _Products:
+    """beta None: without the delta correction."""
     k_norm = _inverse_norm(k)
     q_norm = _inverse_norm(q) * q.shape[-1] ** -0.5
     columns = decay.between * k_norm[..., None, :]
-    interaction = (k @ k.transpose(-1, -2) * columns).tril(-1) * (beta * k_norm)[..., None]
-    identity = torch.eye(k.shape[-2], dtype=k.dtype, device=k.device).expand_as(interaction)
-    inverse = torch.linalg.solve_triangular(interaction, identity, upper=False, unitriangular=True)
-    k_in = k * (k_norm * decay.entering)[..., None]
     q_in = q * (q_norm * decay.entering)[..., None]
     return _Products(
-        a=inverse * beta[..., None, :],
-        kq_in=torch.cat([k_in, q_in], dim=-2),
+        a=None if beta is None else _corrected(k, k_norm, beta, columns),
+        kq_in=q_in if beta is None else torch.cat([k * (k_norm * decay.entering)[..., None], q_in], dim=-2),
         scores=q @ k.transpose(-1, -2) * columns * q_norm[..., None],
         k_out=k * (k_norm * decay.leaving)[..., None],
         carried=decay.carried,
     )
+
+
+def _corrected(k: Tensor, k_norm: Tensor, beta: Tensor, columns: Tensor) -> Tensor:
+    """The A of the equations."""
+    interaction = (k @ k.transpose(-1, -2) * columns).tril(-1) * (beta * k_norm)[..., None]
+    identity = torch.eye(k.shape[-2], dtype=k.dtype, device=k.device).expand_as(interaction)
+    inverse = torch.linalg.solve_triangular(interaction, identity, upper=False, unitriangular=True)
+    return inverse * beta[..., None, :]
 
 
 def _inverse_norm(x: Tensor) -> Tensor:
@@ -128,13 +137,21 @@ def _inverse_norm(x: Tensor) -> Tensor:
 
 
 def _scan(v: Tensor, p: _Products, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Carry the state [B, H, K, V] through the chunks. Returns o [N, B, H, size, V] and the last state."""
+    """Carry the state [B, H, K, V] through the chunks. Returns o [N, B, H, size, V] and the last state.
+
+    v: diag(beta) v where there is no `a`, which would do that.
+    """
     size, shape, state = v.shape[-2], state.shape, state.flatten(0, 1)
+    # unbound, since the gradient of indexing is a tensor of zeros for all chunks, for every chunk
+    kq_in, scores, k_out, carried, v_in = (
+        x.flatten(1, 2).unbind() for x in (p.kq_in, p.scores, p.k_out, p.carried[..., None], v)
+    )
+    a = None if p.a is None else p.a.flatten(1, 2).unbind()
     outputs = []
-    for n in range(v.shape[0]):
-        a, scores, k_out, v_n, carried = (x[n].flatten(0, 1) for x in (p.a, p.scores, p.k_out, v, p.carried))
-        k_state, q_state = torch.bmm(p.kq_in[n].flatten(0, 1), state).split(size, dim=1)
-        v_new = torch.bmm(a, v_n - k_state)
-        outputs.append(torch.baddbmm(q_state, scores, v_new))
-        state = torch.baddbmm(carried[..., None] * state, k_out.transpose(1, 2), v_new)
+    for n, v_new in enumerate(v_in):
+        *k_state, q_state = torch.bmm(kq_in[n], state).split(size, dim=1)
+        if a is not None:
+            v_new = torch.bmm(a[n], v_new - k_state[0])
+        outputs.append(torch.baddbmm(q_state, scores[n], v_new))
+        state = torch.baddbmm(carried[n] * state, k_out[n].transpose(1, 2), v_new)
     return torch.stack(outputs).unflatten(1, shape[:2]), state.unflatten(0, shape[:2])

@@ -1,0 +1,81 @@
+"""`infinitevl eval`: the whole evaluation of a checkpoint on StreamWorld."""
+
+import os
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from infinitevl.commands.console import load_model, warn
+from infinitevl.errors import InfiniteVLError
+from infinitevl.evaluation.plan import QUICK, Plan
+from infinitevl.evaluation.results import markdown
+from infinitevl.evaluation.run import evaluate_model
+from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
+
+MOST_WORKERS = 28
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """As on the command line; None: by the plan, or by the machine."""
+
+    model: str
+    out: Path
+    quick: bool = False
+    count: int | None = None
+    rows: int | None = None
+    workers: int | None = None
+    long_tokens: int | None = None
+    window_frames: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+
+def run(options: EvalOptions) -> int:
+    _make_folder(options.out)
+    model = load_model(options.model, options.device, options.dtype)
+    plan = make_plan(options)
+    if find_spec("matplotlib") is None:
+        warn("no figures without matplotlib: pip install 'infinitevl[eval]'")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers complain in every worker
+    results = _evaluated(model, plan, options.out, count_workers(options.workers))
+    Console().print(Markdown(markdown(results)))
+    click.echo(str(options.out / "results.json"))
+    return 0
+
+
+def make_plan(options: EvalOptions) -> Plan:
+    """The quick or the whole plan, with what was asked for."""
+    wanted = {name: getattr(options, name) for name in ("count", "rows", "long_tokens", "window_frames")}
+    return replace(QUICK if options.quick else Plan(), **{k: v for k, v in wanted.items() if v is not None})
+
+
+def count_workers(wanted: int | None) -> int:
+    """All processors but one, unless told."""
+    return min(MOST_WORKERS, (os.cpu_count() or 1) - 1) if wanted is None else wanted
+
+
+def _evaluated(model: InfiniteVLForConditionalGeneration, plan: Plan, out: Path, workers: int):
+    terminal = Console(stderr=True)
+    columns = (TextColumn("{task.description:12}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
+        task = progress.add_task("text", total=None)
+        return evaluate_model(
+            model,
+            plan,
+            out,
+            workers,
+            lambda done, total, test: progress.update(task, completed=done, total=total, description=test),
+        )
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InfiniteVLError(f"cannot use {out} as a folder: {error.strerror}") from None

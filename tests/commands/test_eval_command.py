@@ -1,0 +1,60 @@
+"""`infinitevl eval`."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infinitevl.commands import evaluate
+from infinitevl.commands.evaluate import EvalOptions, count_workers, make_plan
+from infinitevl.evaluation import plan
+from infinitevl.evaluation.plan import QUICK, Plan
+
+Run = Callable[..., Any]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "Missing argument 'MODEL'"),
+        (["nothing", "--quick"], "no such checkpoint folder: nothing"),
+        (["nothing", "--count", "0"], "not in the range"),
+        (["nothing", "--rows", "many"], "not a valid integer"),
+        (["nothing", "--workers", "-1"], "not in the range"),
+        (["nothing", "--long-tokens", "-1"], "not in the range"),
+        (["nothing", "--out", "file/out"], "cannot use file/out as a folder"),
+        (["nothing", "--device", "toaster"], "toaster"),
+    ],
+)
+def test_mistakes_are_one_line(run: Run, args: list[str], message: str):
+    Path("file").touch()
+    done = run("eval", *args)
+    assert (done.code, done.out, len(done.err)) == (2, [], 1), done
+    assert done.err[0].startswith("infinitevl: ")
+    assert message in done.err[0]
+
+
+def test_options():
+    options = EvalOptions("model", Path("out"))
+    assert make_plan(options) == Plan()
+    assert make_plan(replace(options, quick=True)) == QUICK
+    assert make_plan(replace(options, count=5, rows=3, long_tokens=0)) == Plan(count=5, rows=3, long_tokens=0)
+    assert count_workers(0) == 0
+    assert count_workers(None) >= 0
+
+
+def test_a_checkpoint(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plan, "EPISODES", ())
+    tiny = replace(QUICK, ages=(1,), loads=(), facts=2, long_tokens=0, ablations=False)
+    monkeypatch.setattr(evaluate, "QUICK", tiny)
+    done = run("eval", checkpoint, "--quick", "--count", 2, "--workers", 1, "--out", "found/here")
+    assert done.code == 0, done
+    assert done.out[-1] == str(Path("found/here/results.json"))
+    results = json.loads(Path("found/here/results.json").read_text())
+    assert results["plan"]["count"] == 2
+    assert results["model"]["name"] == "model"
+    assert Path("found/here/results.md").read_text().startswith("# model\n")
+    assert Path("found/here/age.png").read_bytes().startswith(b"\x89PNG")
