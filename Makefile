@@ -5,11 +5,16 @@ BIN := .venv/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VIDEO ?=
 MODEL ?=
+# Of the speed run: minutes on one H200, or on two CPU cores.
+RECIPE ?= $(shell $(BIN)/python -c 'import torch; print("nano" if torch.cuda.is_available() else "micro")')
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo speedrun test lint types bench clean
 
 demo: .venv/installed
 	$(BIN)/infinitevl demo $(if $(VIDEO),"$(VIDEO)") $(if $(MODEL),--model "$(MODEL)")
+
+speedrun: .venv/installed
+	$(BIN)/infinitevl speedrun $(RECIPE)
 
 test: .venv/installed
 	$(BIN)/python -m pytest

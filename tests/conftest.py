@@ -8,6 +8,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: see interpreter.py
 torch.set_num_threads(1)  # the models here are too small to share among threads
 
 

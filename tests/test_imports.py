@@ -28,7 +28,7 @@ ALLOWED = {
 }
 FACADE = {"model/modeling.py": {"Stream"}, "cli.py": {"__version__"}}  # names taken from the root package
 ONLY_IN = {
-    "triton": ("ops/kernels/",),
+    "triton": ("ops/triton/",),
     "fastapi": ("server/",),
     "uvicorn": ("server/",),
     "starlette": ("server/",),

@@ -180,20 +180,43 @@ def streamworld(**options: Any) -> int:
     return run(DataOptions(**options))
 
 
-@commands.command(short_help="Train a small model on StreamWorld, through all stages.")
+@commands.command(short_help="Train a model through all stages: on StreamWorld, or on files.")
 @click.argument("recipe")
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...")
 def train(recipe: str, changes: tuple[str, ...]) -> int:
-    """Train a small model on StreamWorld by RECIPE, nano or micro, through all stages of the paper.
+    """Train by RECIPE through all stages of the paper: nano or micro, small models on StreamWorld, or 4b, the paper's.
 
     \b
     out=runs/RECIPE      where all is written; run again to go on where it was killed
     workers=8 seed=1     processes that make data; seed of all
     sft.steps=200        a setting of a stage: teacher, layerwise, distillation, sft, long
+    teacher=FOLDER       a Qwen2.5-VL checkpoint, instead of a teacher stage; 4b needs one
+    sft.data=a.json,b.jsonl, long.data=4*sft.json,1*video.json
+                         files of conversations, and weights, instead of StreamWorld; 4b needs them for every stage
 
-    Every stage writes OUT/STAGE/model, which every command loads, metrics.jsonl and loss.png.
+    Every stage writes OUT/STAGE/model, which every command loads, metrics.jsonl and loss.png, and of files
+    skipped.jsonl, what could not be used. Under `accelerate launch` processes share the rows of every batch.
     """
     from infinitevl.commands.train import run
+
+    return run(recipe, changes)
+
+
+@commands.command(short_help="Train, test and report, from nothing, in one go.")
+@click.argument("recipe")
+@click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...")
+def speedrun(recipe: str, changes: tuple[str, ...]) -> int:
+    """Train a small model by RECIPE, nano or micro, test it, and write a report: the whole paper in one command.
+
+    \b
+    eval=quick           how much is tested: quick, full or none  [default: full for nano, else quick]
+    out=runs/RECIPE      where all is written; run again to go on where it was killed
+    sft.steps=200        and whatever `infinitevl train` knows
+
+    Writes OUT/report.md, report.json and losses.png next to what `infinitevl train` writes; OUT/eval has the test of
+    the last model, OUT/teacher/eval and OUT/sft/eval what the student is compared by.
+    """
+    from infinitevl.commands.speedrun import run
 
     return run(recipe, changes)
 
@@ -222,7 +245,7 @@ def ablate(recipe: str, changes: tuple[str, ...]) -> int:
 
 
 @commands.command("eval", short_help="Test MODEL on StreamWorld: perception, memory, long streams.")
-@click.argument("model")
+@click.argument("model", required=False, envvar="INFINITEVL_MODEL")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("evaluation"), show_default=True, help="Folder.")
 @click.option("--quick", is_flag=True, help="A small plan, for a look.")
 @click.option("--count", type=AT_LEAST_1, help="Questions per accuracy.  [default: 2000; quick: 48]")
@@ -233,7 +256,7 @@ def ablate(recipe: str, changes: tuple[str, ...]) -> int:
 @click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")
 @click.option("--dtype", help="float32, bfloat16 or float64.  [default: by device]")
 def evaluate(**options: Any) -> int:
-    """Test MODEL, a folder or a hub id, on streams of StreamWorld that training never showed.
+    """Test MODEL, a folder or a hub id, on streams of StreamWorld that training never showed.  [default: in the box]
 
     Writes results.json, results.md and figures: accuracy in short clips, of facts by age and number, with and
     without the memory, and in a stream of half a million tokens.

@@ -4,14 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from infinitevl.commands import demo
-from infinitevl.commands.console import most_pixels
 from infinitevl.model import loading
-from infinitevl.model.processing import PixelSettings
-from infinitevl.model.random_model import random_model
 
 Run = Callable[..., Any]
 
@@ -57,16 +53,3 @@ def test_an_empty_box_is_one_line(run: Run, media: Path, monkeypatch: pytest.Mon
     done = run(*commands(media)[name])
     assert (done.code, done.out, len(done.err)) == (2, [], 1)
     assert "no model in the box" in done.err[0]
-
-
-def test_a_model_of_small_frames_gets_small_frames(media: Path):
-    """As the model in the box: its processor's largest frame bounds those of a stream."""
-    model = random_model()
-    assert most_pixels(model) == 256 * 28 * 28
-    model.processor.settings = PixelSettings(min_pixels=784, max_pixels=112 * 112)
-    assert most_pixels(model) == 112 * 112
-    stream = model.stream(max_pixels=most_pixels(model))
-    stream.see(np.zeros((360, 640, 3), np.uint8))
-    before = stream.stats.tokens
-    stream.see(np.zeros((360, 640, 3), np.uint8))
-    assert 8 <= stream.stats.tokens - before <= 16

@@ -11,7 +11,7 @@ from PIL import Image
 
 from infinitevl.commands import data
 from infinitevl.data.readers import open_samples
-from infinitevl.data.streamworld import sample
+from infinitevl.data.streamworld import disk, sample
 from infinitevl.video.media import load_video
 
 Run = Callable[..., Any]
@@ -41,19 +41,17 @@ def test_nothing_to_ask_is_no_conversation(run: Run):
     assert 0 < len(lines) < 12 and all(line["messages"] for line in lines)
 
 
-def test_an_interrupted_run_names_no_video_that_is_not_there(run: Run, monkeypatch: pytest.MonkeyPatch):
-    written, write = [], data.write
+def test_an_interrupted_run_leaves_no_list(run: Run, monkeypatch: pytest.MonkeyPatch):
+    written = []
 
-    def interrupted(*args: Any, **options: Any) -> Path:
-        if len(written) == 2:
+    def interrupted(path: Path, *args: Any) -> None:
+        if len(written) == 5:
             raise KeyboardInterrupt
-        written.append(write(*args, **options))
-        return written[-1]
+        written.append(path)
 
-    monkeypatch.setattr(data, "write", interrupted)
+    monkeypatch.setattr(disk, "write_video", interrupted)
     assert run("data", "streamworld", "world", "--count", "5", *SMALL).code == 130
-    for line in Path("world/train.jsonl").read_text().splitlines():
-        assert all((Path("world") / name).is_file() for name in json.loads(line)["videos"])
+    assert len(written) == 5 and not list(Path("world").glob("*.jsonl"))
 
 
 def test_a_sheet(run: Run, monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,7 @@
 """`infinitevl demo`: the film, what is shown of it, the figure, and a video of one's own."""
 
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from PIL import Image
 from infinitevl.commands import demo
 from infinitevl.commands.board import Answered, count
 from infinitevl.commands.figure import by_age
-from infinitevl.commands.film import CARDS, FPS, Film, make_film
+from infinitevl.commands.film import CARD_SECONDS, CARDS, FPS, REPEATED, Film, make_film
 from infinitevl.data.streamworld import Question
 from infinitevl.streaming.stream import Stream
 from infinitevl.video.sources import open_video
@@ -26,12 +27,12 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Film:
 
 @pytest.fixture
 def knowing(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """The model answers yes. What it was asked, and how many frames it had seen."""
+    """The model answers "hood". What it was asked, and how many frames it had seen."""
     asked = []
 
     def ask(stream: Stream, question: str, **options: Any) -> Any:
         asked.append((question, stream.stats.frames))
-        return iter(["y", "es\n\x07"])
+        return iter(["ho", "od\n\x07"])
 
     monkeypatch.setattr(Stream, "ask", ask)
     return asked
@@ -46,12 +47,17 @@ def test_the_film_is_a_video_that_ends_long_after_its_cards(film: Film):
     with open_video(film.path) as video:
         times = [time for time, _ in video]
     assert times == pytest.approx([i / FPS for i in range(400)])
-    cards = {question.answer for question in film.questions if question.kind == "cards"}
-    assert max(map(int, cards)) == CARDS
+    assert film.cards == CARDS
+    on_cards = [question for question in film.questions if question.kind in ("card", "first_card", "last_card")]
+    assert all(question.frame - question.age < CARD_SECONDS * FPS for question in on_cards)
+    assert len({question.answer for question in on_cards}) <= CARDS
     old = [question for question in film.questions if question.age > 16 * 16]
-    assert len(old) >= 20 and {question.group for question in old} == {"recall", "order"}
+    assert len(old) >= 10 and {question.group for question in old} == {"recall"}
     now = [question for question in film.questions if question.age < 16]
-    assert len(now) >= 40 and {"read", "see", "move"} <= {question.group for question in now}
+    assert len(now) >= 30 and {"read", "see"} <= {question.group for question in now}
+    for before, after in combinations(film.questions, 2):
+        same = (before.kind, before.answer) == (after.kind, after.answer)
+        assert not same or after.time - before.time >= REPEATED
     assert [q.frame for q in film.questions] == sorted(q.frame for q in film.questions)
 
 
@@ -64,7 +70,7 @@ def test_answers_by_age():
     answers = [of_age(0), of_age(0.9, "no"), of_age(1), of_age(1.5, " Yes"), of_age(100, "no")]
     assert [answer.long_ago for answer in answers] == [False, False, True, True, True]
     found = [(low, high, score.right, score.asked) for low, high, score in by_age(answers)]
-    assert found == [(0, 0.25, 1, 1), (0.25, 1, 0, 1), (1, 2, 2, 2), (32, float("inf"), 0, 1)]
+    assert found == [(0, 0.25, 1, 1), (0.25, 1, 0, 1), (1, 4, 2, 2), (32, float("inf"), 0, 1)]
     assert (count(answers).right, count(answers).chance) == (3, 0.5)
 
 
@@ -76,16 +82,16 @@ def test_demo(run: Run, tmp_path: Path, knowing: list[tuple[str, int]]):
     assert knowing == [(question.question, question.frame + 1) for question in film.questions]
     marked = [line for line in done.out if line[:1] in "✓✗" and line]
     for line, question in zip(marked, film.questions, strict=True):
-        right = question.answer == "yes"
-        assert question.question in line and "yes" in line and "\x07" not in line
-        assert (line[0] == "✓") == right == (f"(no: {question.answer})" not in line)
+        right = question.answer == "hood"
+        assert question.question in line and "hood" in line and "\x07" not in line
+        assert (line[0] == "✓") == right == (f"(truth: {question.answer})" not in line)
         windows = question.age / WINDOW_FRAMES
         assert ("now" if question.age == 0 else f"{question.age / FPS:.1f} s, {windows:.1f} windows ago") in line
     text = "\n".join(done.out)
     assert f"holds {WINDOW_FRAMES} frames (0.4 s)" in text
     for ago in (False, True):
         answers = [question.answer for question in film.questions if (question.age >= WINDOW_FRAMES) == ago]
-        assert f"{answers.count('yes')} of {len(answers)} (" in text
+        assert f"{answers.count('hood')} of {len(answers)} (" in text
     assert any(line[0] == "✓" for line in marked)
     assert "120 frames, " in text and text.count("292.0 KiB after the") == 2
     with Image.open("demo/stream.png") as figure:
@@ -98,7 +104,7 @@ def test_a_video_of_ones_own(run: Run, media: Path, tmp_path: Path, monkeypatch:
     assert (done.code, done.err) == (0, [])
     text = "\n".join(done.out)
     assert all(question in text for question in demo.QUESTIONS)
-    assert "18 frames" in text and "✗" not in text
+    assert "18 frames" in text and "✗" not in text and "StreamWorld" not in text
     with Image.open(tmp_path / "out" / "stream.png") as figure:
         assert figure.size == (1080, 720)
 

@@ -19,7 +19,6 @@ Run = Callable[..., Any]
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "Missing argument 'MODEL'"),
         (["nothing", "--quick"], "no such checkpoint folder: nothing"),
         (["nothing", "--count", "0"], "not in the range"),
         (["nothing", "--rows", "many"], "not a valid integer"),

@@ -27,9 +27,9 @@ from torch import Tensor
 from helpers import RELATIVE, assert_close, randomise
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
-from infinitevl.model.processing import IM_END, IMAGE, SYSTEM, VISION_END, VISION_START
+from infinitevl.model.processing import IM_END, IMAGE, SYSTEM, VISION_END, VISION_START, PixelSettings
 from infinitevl.model.random_model import random_model
-from infinitevl.streaming.stream import Stream
+from infinitevl.streaming.stream import MAX_PIXELS, Stream
 
 QUESTION = "What is on the sign, é or €?"
 CLOSE = RELATIVE[torch.float32]
@@ -382,6 +382,21 @@ def test_frames_of_any_make(model: Model):
         stream.see(made)
         assert same_memory(remembered(stream), remembered(streams[0]))
     assert np.array_equal(frame, picture(3))
+
+
+@pytest.mark.parametrize(
+    ("largest", "given", "most"), [(112 * 112, None, 112 * 112), (10**9, None, MAX_PIXELS), (784, 3136, 3136)]
+)
+def test_frames_are_as_large_as_the_model_knows(
+    model: Model, monkeypatch: pytest.MonkeyPatch, largest: int, given: int | None, most: int
+):
+    monkeypatch.setattr(model.processor, "settings", PixelSettings(min_pixels=784, max_pixels=largest))
+    stream = model.stream(max_pixels=given)
+    assert stream.session.max_pixels == most
+    stream.see(np.zeros((360, 640, 3), np.uint8))
+    before = stream.stats.tokens
+    stream.see(np.zeros((360, 640, 3), np.uint8))
+    assert most / 784 / 2 <= stream.stats.tokens - before <= most / 784
 
 
 def test_a_model_without_a_processor(model: Model):

@@ -1,4 +1,7 @@
-"""A micro training must learn: in a quarter of a minute, a small hybrid learns to repeat digits it has never seen."""
+"""A micro training must learn: in a quarter of a minute, a small hybrid learns to repeat digits it has never seen.
+
+It does so from its memory: they have left the attention window when they are asked for.
+"""
 
 from pathlib import Path
 from statistics import fmean
@@ -11,11 +14,13 @@ from infinitevl.data.sample import Sample
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 from infinitevl.model.processing import InfiniteVLProcessor
 from infinitevl.model.random_model import random_config
+from infinitevl.model.state import DeltaState, State
 from infinitevl.train.keeping import METRICS, read_metrics
 from infinitevl.train.loop import Settings, train_stage
 from infinitevl.train.tokenizer import train_tokenizer
 
 STEPS, ROWS, TURNS, DIGITS = 170, 8, 8, 3
+WINDOW = 4  # the end of a turn and the beginning of the next are 5 tokens
 KINDS = ["linear_attention", "sliding_attention"]
 GUESSING = 1.73  # 3 of 4 tokens are one of ten digits: 3/4 ln 10
 
@@ -42,7 +47,7 @@ class Echo(Listed):
 
 def new_model() -> Model:
     processor = InfiniteVLProcessor(train_tokenizer(400, conversations=40))
-    text = {**TINY, "hidden_size": 64, "sliding_window": 64, "layer_types": KINDS, "num_hidden_layers": len(KINDS)}
+    text = {**TINY, "hidden_size": 64, "sliding_window": WINDOW, "layer_types": KINDS, "num_hidden_layers": len(KINDS)}
     torch.manual_seed(0)
     model = Model(random_config(processor, **{**text, "intermediate_size": 128}))
     model.processor = processor
@@ -57,18 +62,37 @@ def test_it_learns(tmp_path: Path):
     assert losses[0] > 5
     assert fmean(losses[-10:]) < GUESSING / 5
     assert repeated(model) >= 16
+    assert repeated(model, forgets=True) <= 2
 
 
-def repeated(model: Model) -> int:
-    """How many of 20 new words it repeats, answering by itself, in the second turn of a conversation."""
+@torch.no_grad()
+def repeated(model: Model, forgets: bool = False) -> int:
+    """How many of 20 new words it repeats, answering by itself, in the second turn of a conversation.
+
+    forgets: its memory is emptied behind the word.
+    """
     asked, (before,) = words(10**6, 20), words(0, 1)
     processor, right = model.processor, 0
     for word in asked:
-        prompt = f"{turn('system', '')}{turn('user', before)}{turn('assistant', before)}{turn('user', word)}"
-        ids = torch.tensor([processor.encode(f"{prompt}<|im_start|>assistant\n")])
-        found = model.generate(ids, max_new_tokens=DIGITS + 1, do_sample=False)[0, ids.shape[1] :]
-        right += processor.tokenizer.decode(found, skip_special_tokens=True) == word
+        said = f"{turn('system', '')}{turn('user', before)}{turn('assistant', before)}<|im_start|>user\n{word}"
+        state = model.allocate_state()
+        model(torch.tensor([processor.encode(said)]), past_key_values=state)
+        if forgets:
+            forget(state)
+        fed, answer = processor.encode("<|im_end|>\n<|im_start|>assistant\n"), list[int]()
+        assert len(fed) > WINDOW
+        for _ in range(DIGITS):
+            fed = [int(model(torch.tensor([fed]), past_key_values=state).logits[0, -1].argmax())]
+            answer += fed
+        right += processor.tokenizer.decode(answer) == word
     return right
+
+
+def forget(state: State) -> None:
+    for layer in state.layers:
+        if isinstance(layer, DeltaState):
+            layer.memory.zero_()
+            layer.tail.zero_()
 
 
 def turn(role: str, content: str) -> str:

@@ -14,6 +14,7 @@ import infinitevl
 from helpers import assert_same_state
 from infinitevl.data.packing import Batch
 from infinitevl.errors import InfiniteVLError
+from infinitevl.model.layers import GatedDeltaNet
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 from infinitevl.train import loop
 from infinitevl.train.keeping import METRICS, load_checkpoint, load_model, read_metrics
@@ -51,7 +52,9 @@ def train(kind: Stage, out: Path, killed_at: int | None = None, every: int = 2) 
     student = small_model(KINDS)
     teacher = small_teacher(layers=len(KINDS)) if kind.needs_teacher else None
     data = Copies(student, kind.steps * kind.accumulate)
-    return train_stage(kind, student, teacher, data if killed_at is None else Fatal(data, killed_at), out, Settings(0, every))
+    return train_stage(
+        kind, student, teacher, data if killed_at is None else Fatal(data, killed_at), out, Settings(0, every)
+    )
 
 
 def told(out: Path) -> list[dict[str, Any]]:
@@ -122,6 +125,21 @@ def test_killed_anywhere(loss: str, tmp_path: Path, kept: dict[Path, list[Any]])
         assert_same(kept[out][-1], kept[whole][-1])
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "distillation", "adapters"])
+def test_checkpointing_changes_nothing(loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It computes the layers twice."""
+    calls = []
+    forward = GatedDeltaNet.forward
+    monkeypatch.setattr(GatedDeltaNet, "forward", lambda *args: calls.append(None) or forward(*args))
+    expected = train(STAGES[loss], tmp_path / "plain")
+    once = len(calls)
+    found = train(replace(STAGES[loss], checkpointing=True), tmp_path / "again")
+    assert len(calls) == 3 * once
+    assert_same(found.state_dict(), expected.state_dict())
+    assert told(tmp_path / "again") == told(tmp_path / "plain")
+    assert not any(layer.gradient_checkpointing for layer in found.model.language_model.layers)
+
+
 def test_killed_twice_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What is half written counts for nothing."""
     expected = train(STAGES["cross_entropy"], tmp_path / "whole").state_dict()
@@ -135,7 +153,9 @@ def test_killed_twice_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         patched.setattr(torch, "save", half)
         train(STAGES["cross_entropy"], out)
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(loop, "_write", lambda model, weights, folder: (folder.mkdir(), half(None, folder / "config.json")))
+        patched.setattr(
+            loop, "_write", lambda model, weights, folder: (folder.mkdir(), half(None, folder / "config.json"))
+        )
         train(STAGES["cross_entropy"], out)
     with (out / METRICS).open("a") as file:
         file.write('{"step": 7, "lo')

@@ -27,7 +27,7 @@ def test_it_is_that_of_pytorch():
         for optimizer in both:
             optimizer.step()
         for a, b, old in zip(ours, theirs, before, strict=True):
-            assert_close(a - old, b - old, 2e-2)
+            assert_close(a - old, b - old, 5e-2)
             b.data.copy_(a.data)
 
 

@@ -47,6 +47,8 @@ def test_convert_takes_it(teacher, tmp_path: Path):
     convert(tmp_path / "qwen", tmp_path / "student", sliding_window=16)
     student = infinitevl.load(tmp_path / "student")
     assert student.config.text_config.layer_types == ["sliding_attention", *["linear_attention"] * 2]
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id", "image_token_id")
+    assert all(getattr(student.config, name) == getattr(teacher.config, name) for name in ids)
     theirs, ours = teacher.state_dict(), student.state_dict()
     shared = [name for name in ours if ".self_attn." not in name or ".layers.0." in name or "visual" in name]
     assert len(shared) > 50

@@ -8,7 +8,7 @@ from infinitevl.model.processing import IM_END, IM_START, IMAGE, VIDEO, Infinite
 from infinitevl.model.random_model import END_OF_TEXT, SPECIAL
 from infinitevl.train.tokenizer import train_tokenizer
 
-VOCABULARY = 600
+VOCABULARY = 500
 
 
 @pytest.fixture(scope="module")

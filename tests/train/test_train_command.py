@@ -12,6 +12,7 @@ import torch
 import infinitevl
 from infinitevl import cli
 from infinitevl.commands.train import Job, parse
+from infinitevl.data.files import FilePart
 from infinitevl.errors import InfiniteVLError
 from infinitevl.train import loop, recipes
 from infinitevl.train.recipes import LONG, micro, nano
@@ -49,13 +50,21 @@ def test_changes():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["mega"], "no recipe mega: there are nano, micro"),
+        (["mega"], "no recipe mega: there are nano, micro, 4b"),
         (["micro", "sft"], "sft: a change is key=value"),
-        (["micro", "lr=1"], "lr: there are out, workers, checkpoint_every, window, size, vocabulary, seed, and STAGE"),
+        (
+            ["micro", "lr=1"],
+            "lr: there are out, workers, checkpoint_every, window, size, vocabulary, seed, teacher, and ",
+        ),
         (["micro", "text=1"], "text: there are out"),
         (["micro", "long.steps=1"], "the stages teacher, layerwise, distillation, sft"),
-        (["micro", "sft.lr=1"], "sft.lr: a stage has loss, trains, steps"),
-        (["micro", "sft.data=1"], "sft.data: a stage has loss"),
+        (["micro", "sft.lr=1"], "sft.lr: a stage has loss, trains, data, steps"),
+        (["micro", "sft.data="], "sft.data: nothing is no file, such as a.json or, with a weight, 4*a.json"),
+        (["micro", "sft.data=a.json,0*b.json"], "sft.data: 0*b.json is no file"),
+        (["micro", "sft.data=none.json"], "none.json: no such file"),
+        (["micro", "sft.checkpointing=yes"], "sft.checkpointing=yes: it is one of true, false"),
+        (["micro", "sft.max_pixels=100"], "sft.max_pixels=100: it is at least 784"),
+        (["micro", "sft.name=1"], "sft.name: a stage has loss"),
         (["micro", "sft.steps=2.5"], "sft.steps=2.5: it is a whole number"),
         (["micro", "sft.learning_rate=fast"], "sft.learning_rate=fast: it is a number"),
         (["micro", "sft.learning_rate=nan"], "sft.learning_rate=nan: it is at least 0"),
@@ -127,6 +136,37 @@ def test_a_recipe(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     code, _, err = run("quick", "seed=1", "workers=0", "sft.learning_rate=1e-3")
     assert (code, err) == (2, [err[0]])
     assert "runs/quick was begun with seed 0, not 1" in err[0]
+
+
+def test_data_in_files():
+    stages = {
+        stage.name: stage
+        for stage in parse("4b", ["sft.data=a.json,b.jsonl", "long.data=4*a.json,1.5**.tar"]).recipe.stages
+    }
+    assert stages["sft"].data == (FilePart(1, "a.json"), FilePart(1, "b.jsonl"))
+    assert stages["long"].data == (FilePart(4, "a.json"), FilePart(1.5, "*.tar"))
+    assert parse("micro", ["sft.data=*.tar"]).recipe.stages[-1].data == (FilePart(1, "*.tar"),)
+
+
+def test_the_papers_recipe():
+    """Its table of hyper-parameters."""
+    recipe = parse("4b", ["teacher=Qwen2.5-VL-3B"]).recipe
+    table = [
+        (stage.loss, stage.trains, stage.learning_rate, stage.rows * stage.accumulate, stage.tokens, stage.max_pixels)
+        for stage in recipe.stages
+    ]
+    assert table == [
+        ("layerwise", "delta", 2e-4, 64, 8192, 512 * 512),
+        ("distillation", "delta", 2e-4, 64, 8192, 512 * 512),
+        ("cross_entropy", "language", 5e-5, 256, 8192, 1344 * 1344),
+        ("cross_entropy", "language", 2e-5, 64, 32768, 256 * 28 * 28),
+    ]
+    assert all(s.optimizer == "adamw" and (s.warmup, s.weight_decay) == (0.05, 0.01) for s in recipe.stages)
+    assert recipe.stages[1].temperature == 2
+    assert [bool(stage.lora) for stage in recipe.stages] == [False, False, False, True]
+    assert (recipe.stages[-1].fps, recipe.stages[-1].max_frames) == (10, 224)
+    assert (recipe.window, recipe.teacher) == (8192, "Qwen2.5-VL-3B")
+    assert all(stage.checkpointing for stage in recipe.stages)
 
 
 @pytest.mark.parametrize("recipe", [nano(), micro()], ids=["nano", "micro"])

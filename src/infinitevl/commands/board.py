@@ -16,6 +16,7 @@ from infinitevl.streaming.stream import Stream
 
 TOLD_EVERY = 10.0  # seconds of the film, where nothing on the screen can be changed
 LONGEST_SHOWN = 40  # characters of an answer
+FEW_FACTS = "The intervals take all questions as independent, though many are about the same few facts of one film."
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,10 @@ class Board:
         frames = self._window / film.tokens
         self._console.print(
             f"{film.path}: {seconds} s of StreamWorld, seed {film.seed}; {len(film.questions)} questions\n"
-            f"Cards come in the first seconds alone. The attention window holds {frames:g} frames "
+            f"{film.cards} cards come in the first seconds, none later. The attention window holds {frames:g} frames "
             f"({frames / FPS:.1f} s): what is older, only the memory can know.\n"
+            "Asked: what can be read and seen now, and what was on cards and signs that have gone.\n"
+            "Few cards, and neither motion nor order nor counting: there the model in the box is weak, see its card.\n"
         )
 
     def add(self, question: Question, pieces: Iterable[str]) -> None:
@@ -96,7 +99,7 @@ class Board:
 
     def result(self) -> None:
         """A table of both halves."""
-        table = Table("", "right", "95% interval", "guessing", title_justify="left", title="answers")
+        table = Table("", "right", "95% interval", "guessing", caption=FEW_FACTS, caption_justify="left")
         for name, score in zip(("now: in the window", "long ago: beyond it"), self._halves(), strict=True):
             low, high = wilson(score.right, score.asked)
             table.add_row(name, _share(score), f"{low:.0%} to {high:.0%}", f"{score.chance:.0%}")
@@ -112,7 +115,7 @@ class Board:
         question, text = answer.question, escape(answer.text[:LONGEST_SHOWN])
         age = f"{question.age / FPS:.1f} s, {answer.windows:.1f} windows ago" if question.age else "now"
         mark, shown = (
-            ("[green]✓[/]", text) if answer.right else ("[red]✗[/]", f"{text} [dim](no: {question.answer})[/]")
+            ("[green]✓[/]", text) if answer.right else ("[red]✗[/]", f"{text} [dim](truth: {question.answer})[/]")
         )
         return f"{mark} {question.time:5.1f} s  [dim]{age:<27}[/] {escape(question.question)} [bold]{shown}[/]"
 

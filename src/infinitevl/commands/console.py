@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.streaming.stream import MAX_PIXELS, Stats
+from infinitevl.streaming.stream import Stats
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 IN_THE_BOX = "it knows StreamWorld; for the real world give --model hustvl/InfiniteVL-LongSFT"
@@ -85,11 +85,6 @@ def load_model(name: str | None, device: str | None, dtype: str | None) -> Infin
     chosen = boxed_model() if name is None else name
     with Console(stderr=True).status(f"loading {chosen}"):
         return load(chosen, device=device, dtype=dtype)
-
-
-def most_pixels(model: InfiniteVLForConditionalGeneration) -> int:
-    """Of a frame, for streams of this model: small models have been trained on small frames alone."""
-    return min(MAX_PIXELS, model.processor.settings.max_pixels)
 
 
 def make_folder(out: Path) -> None:

@@ -1,8 +1,5 @@
 """`infinitevl data streamworld`: StreamWorld as videos and conversations, in files."""
 
-import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,23 +42,13 @@ def run(options: DataOptions) -> int:
 
 
 def _write(options: DataOptions) -> tuple[Path, int]:
-    """All samples, with a bar on a terminal. The path of the list of them, which appears whole, and its length."""
+    """All samples, with a bar on a terminal. The path of the list of conversations, and how many there are."""
     terminal = Console(stderr=True)
     with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
-        lines = [line for line in progress.track(_lines(options), options.count, description="writing") if line]
-    path = options.out / f"{options.split}.jsonl"
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(lines), encoding="utf-8")
-    os.replace(partial, path)
-    return path, len(lines)
-
-
-def _lines(options: DataOptions) -> Iterator[str]:
-    """The line of each sample, when its videos have been written; empty where its frames left nothing to ask."""
-    for seed in range(options.seed, options.seed + options.count):
+        task = progress.add_task("writing", total=options.count)
         path = write(
-            options.out, split=options.split, count=1, seed=seed,
-            frames=options.frames, questions=options.questions, size=options.size,
+            options.out, split=options.split, count=options.count, seed=options.seed, frames=options.frames,
+            questions=options.questions, size=options.size, tell=lambda done: progress.update(task, completed=done),
         )  # fmt: skip
-        line = path.read_text(encoding="utf-8")
-        yield line if json.loads(line)["messages"] else ""
+    with path.open(encoding="utf-8") as lines:
+        return path, sum(1 for _ in lines)

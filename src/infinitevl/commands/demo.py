@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from infinitevl.commands.board import Answered, Board, plain
-from infinitevl.commands.console import load_model, make_folder, most_pixels, size, warn
+from infinitevl.commands.console import load_model, make_folder, size, warn
 from infinitevl.commands.figure import Curve, draw
 from infinitevl.commands.film import FPS, make_film
 from infinitevl.errors import InfiniteVLError
@@ -75,12 +75,14 @@ def _own_video(options: DemoOptions, console: Console) -> tuple[Curve, list[Answ
 
     def answer(asked: Asked) -> None:
         began = perf_counter()
-        text = plain(asked.pieces)
+        text = plain(asked.pieces) or "(nothing)"
         console.print(f"[dim]{asked.time:6.1f} s[/] [bold]{escape(asked.question)}[/]")
         console.print(f"         {escape(text)} [dim]({perf_counter() - began:.2f} s)[/]")
 
     assert options.video
     with open_video(options.video, fps=options.fps) as video:
+        if options.model is None:
+            console.print("The model in the box has seen StreamWorld alone: its answers here mean nothing.")
         stream, length = _stream(options, options.fps), video.duration or UNKNOWN_SECONDS
         questions = [Question(text, length * (i + 1) / 4) for i, text in enumerate(QUESTIONS)]
         curve = _watch(stream, video, questions, ANSWER_TOKENS, answer, lambda stream, time: None)
@@ -91,7 +93,7 @@ def _own_video(options: DemoOptions, console: Console) -> tuple[Curve, list[Answ
 
 def _stream(options: DemoOptions, fps: float) -> Stream:
     model = load_model(options.model, options.device, options.dtype)
-    return Stream(model, fps=fps, max_pixels=most_pixels(model))
+    return Stream(model, fps=fps)
 
 
 def _watch(

@@ -24,7 +24,7 @@ MOST_WORKERS = 28
 class EvalOptions:
     """As on the command line; None: by the plan, or by the machine."""
 
-    model: str
+    model: str | None
     out: Path
     quick: bool = False
     count: int | None = None

@@ -12,7 +12,7 @@ from infinitevl.commands.board import Answered, count
 from infinitevl.evaluation.scores import Score, wilson
 from infinitevl.streaming.stream import Stream
 
-AGES = (0.0, 0.25, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, inf)  # edges of the bins, in windows
+AGES = (0.0, 0.25, 1.0, 4.0, 8.0, 16.0, 32.0, inf)  # edges of the bins, in windows
 MIB = 2**20
 
 
@@ -43,7 +43,7 @@ def draw(path: Path, title: str, curve: Curve, answers: Sequence[Answered]) -> N
 
     panels = 3 if answers else 2
     figure, axes = pyplot.subplots(panels, 1, figsize=(9, 3 * panels), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, fontsize=14, weight="bold")
     if answers:
         _accuracy(axes[0], answers)
     _time(axes[-2], curve)
@@ -74,13 +74,13 @@ def _accuracy(axis: Any, answers: Sequence[Answered]) -> None:
     axis.set_xticks(places, [_span(low, high) for low, high, _ in bins])
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     axis.set(ylim=(0, 1.22), xlabel="age of the evidence, in attention windows", ylabel="right answers")
-    axis.set_title("Accuracy against age (lines: 95% interval; dots: guessing)")
+    axis.set_title("Accuracy against age (lines: 95% interval, questions taken as independent; dots: guessing)")
 
 
 def _mark_window(axis: Any, edge: float) -> None:
     axis.axvline(edge, color="black", linestyle="--", linewidth=1)
-    axis.text(edge + 0.03, 1.14, "beyond the attention window", fontsize=8, va="center")
-    axis.text(edge - 0.03, 1.14, "in it", fontsize=8, va="center", ha="right")
+    axis.text(edge + 0.03, 1.14, "beyond it: memory alone", fontsize=8, va="center")
+    axis.text(edge - 0.03, 1.14, "in the attention window", fontsize=8, va="center", ha="right")
 
 
 def _span(low: float, high: float) -> str:

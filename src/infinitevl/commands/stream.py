@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from infinitevl.commands.console import Status, gentle_interrupt, load_model, most_pixels, say, size, warn
+from infinitevl.commands.console import Status, gentle_interrupt, load_model, say, size, warn
 from infinitevl.errors import InfiniteVLError
 from infinitevl.streaming.stream import Stream
 from infinitevl.streaming.watch import Asked, Question, watch
@@ -107,7 +107,7 @@ def run(options: StreamOptions) -> int:
         if options.load_state:
             stream = Stream.load(model, options.load_state)
         else:
-            stream = Stream(model, fps=options.fps, max_pixels=options.max_pixels or most_pixels(model))
+            stream = Stream(model, fps=options.fps, max_pixels=options.max_pixels)
         report, code = Report(options.as_json), 0
         report.before = stream.stats.frames
         try:

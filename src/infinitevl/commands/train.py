@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -10,13 +11,18 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import click
 
 from infinitevl.commands.console import quiet
+from infinitevl.data.files import FilePart
 from infinitevl.errors import InfiniteVLError
 from infinitevl.train.loop import Settings
 from infinitevl.train.recipes import RECIPES, Recipe
 from infinitevl.train.stages import Stage
 
-LEAST = {"rows": 1, "tokens": 1, "window": 1, "checkpoint_every": 1, "temperature": 1e-3, "clip": 1e-6}
+LEAST = {
+    "rows": 1, "tokens": 1, "window": 1, "checkpoint_every": 1, "temperature": 1e-3, "clip": 1e-6, "accumulate": 1,
+    "max_pixels": 28 * 28, "max_frames": 1, "fps": 1e-3,
+}  # fmt: skip
 WANTED = {int: "a whole number", float: "a number"}
+SPECIAL = ("teacher", "data")  # fields that are read in a way of their own
 
 
 @dataclass(frozen=True)
@@ -76,23 +82,42 @@ def _unknown(key: str, part: str, stages: list[str]) -> str:
 
 def _names(kind: type) -> list[str]:
     """The fields that a text can set."""
-    hints = get_type_hints(kind)
-    return [field.name for field in fields(kind) if hints[field.name] in WANTED or _choices(hints[field.name])]
+    hints = {field.name: get_type_hints(kind)[field.name] for field in fields(kind)}
+    return [name for name in hints if name in SPECIAL or hints[name] in WANTED or _choices(hints[name])]
 
 
-def _choices(hint: Any) -> tuple[str, ...]:
-    return get_args(hint) if get_origin(hint) is Literal else ()
+def _choices(hint: Any) -> dict[str, Any]:
+    """The values of a field that has only a few, by their texts."""
+    if hint is bool:
+        return {"true": True, "false": False}
+    return {name: name for name in get_args(hint)} if get_origin(hint) is Literal else {}
 
 
 def _with(value: Any, field: str, key: str, text: str) -> Any:
     hint = get_type_hints(type(value))[field]
-    return replace(value, **{field: _chosen(hint, key, text) if _choices(hint) else _number(hint, field, key, text)})
+    return replace(value, **{field: _value(hint, field, key, text)})
 
 
-def _chosen(hint: Any, key: str, text: str) -> str:
+def _value(hint: Any, field: str, key: str, text: str) -> Any:
+    if field == "teacher":
+        return text
+    if field == "data":
+        return tuple(_part(key, source) for source in text.split(","))
+    return _chosen(hint, key, text) if _choices(hint) else _number(hint, field, key, text)
+
+
+def _part(key: str, text: str) -> FilePart:
+    """A file or what else `open_samples` takes, such as a.json, or 4*a.json with a weight."""
+    weight, path = re.fullmatch(r"(?:(\d+\.?\d*)\*)?(.*)", text, re.DOTALL).groups()  # pyright: ignore
+    if not path or not float(weight or 1):
+        raise InfiniteVLError(f"{key}: {text or 'nothing'} is no file, such as a.json or, with a weight, 4*a.json")
+    return FilePart(float(weight or 1), path)
+
+
+def _chosen(hint: Any, key: str, text: str) -> Any:
     if text not in _choices(hint):
         raise InfiniteVLError(f"{key}={text}: it is one of {', '.join(_choices(hint))}")
-    return text
+    return _choices(hint)[text]
 
 
 def _number(hint: type, field: str, key: str, text: str) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from infinitevl.data.encode import Encoded, Encoder
+from infinitevl.data.forking import started
 from infinitevl.data.mixture import Mixture
 from infinitevl.data.packing import Batch, fill_row, pack
 from infinitevl.data.readers import Candidate, Reader, open_samples
@@ -138,7 +139,7 @@ class _Feed(Iterator[Encoded]):
             prefetch_factor=AHEAD if workers else None,
             generator=torch.Generator(),  # else it would draw from that of the training
         )
-        self._results = iter(loader)
+        self._results = started(loader)
 
     def __next__(self) -> Encoded:
         while True:

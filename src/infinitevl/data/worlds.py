@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from infinitevl.data.encode import Encoded, Encoder
+from infinitevl.data.forking import started
 from infinitevl.data.packing import Batch, fill_row, pack
 from infinitevl.data.sample import VIDEO_MARK, BadSample, Sample
 from infinitevl.data.streamworld.episodes import Episode, episode, sample, text_questions
@@ -56,7 +57,7 @@ class WorldBatches(Dataset):
         """From step `start` on; nothing but the step matters, so that there is no state."""
         order, ahead = range(start, self.steps), 4 if workers else None
         loader: Any = DataLoader(self, batch_size=None, sampler=order, num_workers=workers, prefetch_factor=ahead)
-        return ((batch, None) for batch in loader)
+        return ((batch, None) for batch in started(loader))
 
     def __getitem__(self, step: int) -> Batch:
         samples, waiting = self._samples(step), list[Encoded]()

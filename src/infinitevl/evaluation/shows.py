@@ -10,13 +10,13 @@ from typing import Protocol
 
 import numpy as np
 
-from infinitevl.data.streamworld import KINDS, Question, World
+from infinitevl.data.streamworld import Question, World
 from infinitevl.data.streamworld.cards import Card, draw_bindings, draw_like, draw_value, listed, make_card
 from infinitevl.data.streamworld.episodes import FPS
 from infinitevl.data.streamworld.layout import LONGEST, SHORTEST, mixed, place
 from infinitevl.data.streamworld.log import Log
 from infinitevl.data.streamworld.memory import value_of
-from infinitevl.data.streamworld.questions import ask, put
+from infinitevl.data.streamworld.questions import ask, kinds_of, put
 from infinitevl.data.streamworld.truths import Context
 from infinitevl.data.streamworld.vocabulary import Split, generator, pairs
 from infinitevl.data.streamworld.world import Moment
@@ -74,14 +74,14 @@ class Clip:
 
     def _find(self, seed: int) -> tuple[World, list[Question]]:
         """Kinds drawn first, so that rare ones come as often, and the first world in which all have an answer."""
-        rng, kinds = generator(seed, SPLIT, ASKING), list(KINDS[self.cell.group])
+        rng, kinds = generator(seed, SPLIT, ASKING), kinds_of(self.cell.group)
         drawn = [kinds[i] for i in rng.permutation(len(kinds))[: self.asked]]
         for attempt in range(seed * MOST_TRIES, (seed + 1) * MOST_TRIES):
             cards = listed(mixed(generator(attempt, SPLIT, LAYOUT), SPLIT, self.length, None))
             at = Context(World(attempt, SPLIT, size=self.size, cards=cards), Log(), rng)
             for index in range(self.length):
                 at.log.observe(at.world.moment(index))
-            questions = [question for kind in drawn if (question := ask(self.cell.group, kind, at, FPS))]
+            questions = [question for kind in drawn if (question := ask(kind, at, FPS))]
             if len(questions) == len(drawn):
                 return at.world, questions
         raise InfiniteVLError(f"no {', '.join(drawn)} question in {MOST_TRIES} clips of {self.length} frames")
@@ -204,4 +204,4 @@ def _newest(at: Context, card: Card) -> bool:
 
 def _recall(at: Context, card: Card) -> Question:
     fact = at.log.cards[card.key]
-    return put("recall", "updated" if fact.showings > 1 else "card", value_of(at, fact), at, FPS)
+    return put("updated" if fact.showings > 1 else "card", value_of(at, fact), at, FPS)

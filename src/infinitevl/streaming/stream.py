@@ -65,7 +65,8 @@ class Stream:
     """A model that watches: `see` frames, `ask` questions, `fork`, `save` and `load`.
 
     fps: at most so many frames a second of stream time are taken, the others are ignored (None: all are taken).
-    min_pixels, max_pixels: bounds of a frame's size after the resize; 784 pixels make a token.
+    min_pixels, max_pixels: bounds of a frame's size after the resize; 784 pixels make a token. By default a frame
+    has at most 256 tokens, and no more than the model's processor allows: small models know small frames alone.
     Not thread-safe: use it from one thread, or hold a lock around `see` and around the call of `ask`.
     """
 
@@ -75,12 +76,14 @@ class Stream:
         *,
         fps: float | None = 2.0,
         min_pixels: int = MIN_PIXELS,
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int | None = None,
     ) -> None:
         if model.processor is None:
             raise InfiniteVLError("the model has no processor: use infinitevl.load, or set model.processor")
         self.model = model
         self.state: State = model.allocate_state()
+        if max_pixels is None:
+            max_pixels = min(MAX_PIXELS, model.processor.settings.max_pixels)
         self.session = Session(fps, min_pixels, max_pixels)
         self._sampler = None if fps is None else Sampler(fps, SLACK)
         self._writer: weakref.ref[Generator[str]] | None = None  # the answer being written into this stream

@@ -1,5 +1,6 @@
 """CUDA graphs of the decoder's layers in training: small layers are bound by their launches, not by their work."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
@@ -30,9 +31,23 @@ class _Flat(nn.Module):
 def graphed_layers(model: InfiniteVLForConditionalGeneration, batch: Batch) -> Iterator[None]:
     """Inside, the layers of a training model replay CUDA graphs, forward and backward, for batches of this shape.
 
-    Everything must stay where it is in memory, and each layer run once before its backward pass.
+    Everything must stay where it is in memory, and each layer run once before its backward pass. At the end all of
+    the graphs is freed: this frame holds nothing of them, and what PyTorch leaves in reference cycles is collected,
+    lest a process forked later does it, which cannot.
     """
     layers: Any = list(model.model.language_model.layers)
+    try:
+        _replay(layers, model, batch)
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _replay(layers: list[Any], model: InfiniteVLForConditionalGeneration, batch: Batch) -> None:
+    """Put graphs in the place of the layers' `forward`."""
     with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
         samples = _samples(model, batch, layers)
         flats = torch.cuda.make_graphed_callables(tuple(map(_Flat, layers)), samples, allow_unused_input=True)
@@ -40,11 +55,6 @@ def graphed_layers(model: InfiniteVLForConditionalGeneration, batch: Batch) -> I
         layer.forward = lambda x, chunk, state=None, flat=flat: flat(
             x, chunk.cos, chunk.sin, chunk.lengths, chunk.seq_idx
         )
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
 
 
 def _samples(model: InfiniteVLForConditionalGeneration, batch: Batch, layers: list[nn.Module]) -> tuple[Any, ...]:

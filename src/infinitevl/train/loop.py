@@ -1,9 +1,11 @@
 """The training loop: one for all stages. Resumable at any step, told on a progress bar and in metrics.jsonl."""
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
@@ -12,11 +14,13 @@ from time import perf_counter
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.utils.checkpoint import checkpoint
 
 from infinitevl.data.packing import Batch
 from infinitevl.errors import InfiniteVLError
@@ -38,13 +42,15 @@ from infinitevl.train.keeping import (
     save_checkpoint,
 )
 from infinitevl.train.optimizers import optimizers
-from infinitevl.train.parallel import shared, whole
+from infinitevl.train.parallel import joined, shared, whole
 from infinitevl.train.stages import Objective, Stage, gradient_norms, select, summary
 
 LOGGERS = ("tensorboard", "wandb")  # those that are installed are told
 REMEMBERED = 100  # losses that tell what is usual
 EXPLODED = 20.0  # times the median of these, and
 ALWAYS_FINE = 10.0  # above what any start has: the loss of a good model may well jump from 0.01 to 0.3
+
+UNSEEN = torch.zeros(1, 28, 28, 3, dtype=torch.uint8)  # a frame of no token of the batch
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,11 @@ def accelerate(out: Path | None = None) -> Accelerator:
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.set_float32_matmul_precision("high")  # what autocast leaves in float32 may use TF32
     loggers: list[Any] = [name for name in LOGGERS if find_spec(name)] if out else []
-    return Accelerator(mixed_precision="bf16" if gpu else "no", log_with=loggers or None, project_dir=out)
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # else only one process would read the models
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # of vision in batches of text
+    return Accelerator(
+        mixed_precision="bf16" if gpu else "no", log_with=loggers or None, project_dir=out, kwargs_handlers=[unused]
+    )
 
 
 def train_stage(
@@ -91,9 +101,12 @@ def train_stage(
     Goes on from out/checkpoint.pt where there is one; a stage that is done is loaded, not trained again. Under
     `accelerate launch` every process trains on its rows of each batch.
     Raises InfiniteVLError where the loss or the gradient is not a number, or the loss explodes, naming the step and
-    the part with the largest gradient, and where `out` holds a stage of other settings.
+    the part with the largest gradient, where `out` holds a stage of other settings or of another number of
+    processes, and where they cannot share the rows.
     """
     accelerator = accelerate(out)
+    if stage.rows % accelerator.num_processes:
+        raise InfiniteVLError(f"{stage.name}: {accelerator.num_processes} processes cannot share {stage.rows} rows")
     with accelerator.main_process_first():
         pin(out / "stage.json", asdict(stage))
     if (out / MODEL).is_dir():
@@ -103,10 +116,11 @@ def train_stage(
     if accelerator.is_main_process:
         _announce(stage, student)
     run = _Run(stage, Objective(stage, student, teacher), out, settings, accelerator)
-    run.train(data.shard(accelerator.process_index, accelerator.num_processes))
+    with _checkpointing(student, stage):
+        run.train(data.shard(accelerator.process_index, accelerator.num_processes))
     if adapters is not None:
         adapters.merge_and_unload()
-    weights = {name: whole(parameter.detach()) for name, parameter in student.named_parameters()}
+    weights = _whole_weights(student.named_parameters(), accelerator)
     if accelerator.is_main_process:
         draw(out / METRICS, out / CURVES, f"{stage.name}: {stage.loss}")
         replace(out / MODEL, lambda folder: _write(student, weights, folder))
@@ -120,6 +134,28 @@ def _announce(stage: Stage, student: InfiniteVLForConditionalGeneration) -> None
     console.print(f"[bold]{stage.name}[/]: {stage.steps} steps of {stage.loss}")
     names = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
     console.print(summary(student, names), markup=False)
+
+
+@contextmanager
+def _checkpointing(student: InfiniteVLForConditionalGeneration, stage: Stage) -> Iterator[None]:
+    """Layer-wise distillation always does it, layer by layer."""
+    if not stage.checkpointing or stage.loss == "layerwise":
+        yield
+        return
+    layers: Any = student.model.language_model.layers
+    for layer in layers:
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer.gradient_checkpointing = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = False
+
+
+def _whole_weights(named: Iterable[tuple[str, Tensor]], accelerator: Accelerator) -> dict[str, Tensor]:
+    """Of use in the main process alone; all must call it."""
+    return {name: whole(tensor.detach(), accelerator.is_main_process) for name, tensor in named}
 
 
 def _write(model: InfiniteVLForConditionalGeneration, weights: dict[str, Tensor], folder: Path) -> None:
@@ -149,18 +185,19 @@ class _Run:
         self.accelerator.init_trackers("logs")
         if self.accelerator.is_main_process:
             forget_after(self.out / METRICS, self.step)
-        with (self.out / METRICS).open("a") as metrics, _bar(self.accelerator.is_main_process) as bar:
+        path = self.out / METRICS if self.accelerator.is_main_process else Path(os.devnull)
+        with path.open("a") as metrics, _bar(self.accelerator.is_main_process) as bar:
             task = bar.add_task(self.stage.name, total=self.stage.steps, completed=self.step, told="")
             for point in self._points(data):
-                self.accelerator.log({name: value for name, value in asdict(point).items()}, step=point.step)
-                if self.accelerator.is_main_process:
-                    metrics.write(point.line())
+                self.accelerator.log(asdict(point), step=point.step)
+                metrics.write(point.line())
                 told = f"loss {point.loss:.4f}  {point.tokens_per_second:,.0f} tokens/s"
                 bar.update(task, completed=point.step, told=told)
                 if point.step % self.settings.checkpoint_every == 0:
                     metrics.flush()
                     self._save()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # not end_training, which would part the processes
+            tracker.finish()
 
     def _points(self, data: Data) -> Iterator[Point]:
         many, left = self.stage.accumulate, self.stage.steps - self.step
@@ -178,7 +215,8 @@ class _Run:
     @contextmanager
     def _graphed(self, batches: Iterator[tuple[Batch, Any]]) -> Iterator[Iterator[tuple[Batch, Any]]]:
         """On one GPU the student's layers become CUDA graphs, in stages that run each layer once a step."""
-        once = self.stage.accumulate == self.accelerator.num_processes == 1 and self.stage.loss != "layerwise"
+        alone = self.stage.accumulate == self.accelerator.num_processes == 1
+        once = alone and self.stage.loss != "layerwise" and not self.stage.checkpointing
         first = next(batches, None) if once and self.accelerator.device.type == "cuda" else None
         if first is None:
             yield batches
@@ -191,7 +229,7 @@ class _Run:
         share, tokens = self._means(sum(counts), sum(batch.tokens for batch in batches))  # of a process
         parts = [self._backward(batch, count / max(share, 1.0)) for batch, count in zip(batches, counts, strict=True)]
         size = get_total_norm(p.grad for p in self.trained.values() if p.grad is not None)
-        found, norm = torch.stack([torch.stack(parts).sum(), whole(size).float()]).tolist()
+        found, norm = torch.stack([torch.stack(parts).sum(), joined(size).float()]).tolist()
         (loss,) = self._means(found)
         self._check(loss, norm)
         clip_grads_with_norm_(self.trained.values(), self.stage.clip, size)
@@ -204,7 +242,9 @@ class _Run:
         return Point(self.step + 1, loss, rate, norm, self.tokens + round(tokens * self.accelerator.num_processes), 0)
 
     def _backward(self, batch: Batch, weight: float) -> Tensor:
-        """Adds the gradients of a batch, and returns its loss."""
+        """Adds the gradients of a batch, and returns its loss. Under FSDP all parts must run in all processes."""
+        if self.accelerator.is_fsdp2 and not batch.frames:
+            batch = Batch(**{**vars(batch), "frames": [UNSEEN]})
         loss = self.objective(batch.to(self.accelerator.device)) * weight
         self.accelerator.backward(loss)
         return loss.detach().float()
@@ -213,7 +253,9 @@ class _Run:
         """Over processes."""
         if self.accelerator.num_processes == 1:
             return list(values)
-        tensor: Any = self.accelerator.reduce(torch.tensor(values, device=self.accelerator.device), "mean")
+        tensor: Any = self.accelerator.reduce(
+            torch.tensor(values, dtype=torch.float64, device=self.accelerator.device), "mean"
+        )
         return tensor.tolist()
 
     def _check(self, loss: float, norm: float) -> None:
@@ -235,10 +277,14 @@ class _Run:
         )
 
     def _save(self) -> None:
-        progress = {"step": self.step, "tokens": self.tokens, "losses": self.losses, "data": self.state}
-        weights = {name: whole(parameter.detach()) for name, parameter in self.trained.items()}
-        state = {**progress, "weights": weights, "optimizers": [whole(o.state_dict()) for o in self.optimizers]}
-        if self.accelerator.is_main_process:
+        main = self.accelerator.is_main_process
+        state = {
+            "step": self.step, "tokens": self.tokens, "losses": self.losses,
+            "data": gather_object([self.state]),  # of every process
+            "weights": _whole_weights(self.trained.items(), self.accelerator),
+            "optimizers": [whole(optimizer.state_dict(), main) for optimizer in self.optimizers],
+        }  # fmt: skip
+        if main:
             save_checkpoint(self.out / CHECKPOINT, state)
 
     @torch.no_grad()
@@ -246,8 +292,10 @@ class _Run:
         state = load_checkpoint(self.out / CHECKPOINT)
         if state is None:
             return
+        if len(state["data"]) != self.accelerator.num_processes:
+            raise InfiniteVLError(f"{self.out} was begun by {len(state['data'])} processes: go on with as many")
         self.step, self.tokens, self.losses = state["step"], state["tokens"], state["losses"]
-        self.state = state["data"]
+        self.state = state["data"][self.accelerator.process_index]
         for name, parameter in self.trained.items():
             parameter.copy_(shared(state["weights"][name], parameter))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

@@ -6,13 +6,22 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def whole(value: Any) -> Any:
-    """All parts together, of a tensor or of those in dicts and lists. All processes must call it."""
+def joined(tensor: Tensor) -> Tensor:
+    """All parts together. All processes must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(value: Any, kept: bool) -> Any:
+    """The tensors in dicts and lists joined, one by one, on the CPU; None where not `kept`. All processes must call
+    it."""
     if isinstance(value, dict):
-        return {key: whole(item) for key, item in value.items()}
+        return {key: whole(item, kept) for key, item in value.items()}
     if isinstance(value, list):
-        return [whole(item) for item in value]
-    return value.full_tensor() if isinstance(value, DTensor) else value
+        return [whole(item, kept) for item in value]
+    if not isinstance(value, DTensor):
+        return value
+    full = joined(value)
+    return full.cpu() if kept else None
 
 
 def shared(tensor: Tensor, like: Tensor) -> Tensor:

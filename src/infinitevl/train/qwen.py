@@ -9,7 +9,8 @@ SHARED = (
 )  # fmt: skip
 TEXT = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters", "max_position_embeddings", "eos_token_id",
+    "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters", "max_position_embeddings", "bos_token_id",
+    "eos_token_id", "pad_token_id",
 )  # fmt: skip
 
 

@@ -9,11 +9,14 @@ from infinitevl.data.worlds import GLANCE, MEMORY, VISUAL, Part
 from infinitevl.errors import InfiniteVLError
 from infinitevl.train.stages import Stage
 
+TEACHER = "teacher"  # the stage that trains it
+
 
 @dataclass(frozen=True)
 class Recipe:
     """text, vision: fields of the teacher's configuration; window: of the student's attention layers;
-    size: side of a StreamWorld frame; vocabulary: of the tokenizer."""
+    size: side of a StreamWorld frame; vocabulary: of the tokenizer. teacher: a folder of a Qwen2.5-VL, which is then
+    the teacher: there is no teacher stage, and nothing else here describes it."""
 
     name: str
     text: dict[str, Any]
@@ -23,10 +26,16 @@ class Recipe:
     size: int = 112
     vocabulary: int = 1024
     seed: int = 0
+    teacher: str = ""
 
     def __post_init__(self) -> None:
         if self.size < UNIT or self.size % TOKEN:
             raise InfiniteVLError(f"size={self.size}: it is a multiple of {TOKEN}, at least {UNIT}")
+
+    @property
+    def student_stages(self) -> tuple[Stage, ...]:
+        """Without that of the teacher."""
+        return tuple(stage for stage in self.stages if stage.name != TEACHER)
 
 
 GLANCES = Part(0.8, frames=(1, 2), questions=12, groups=GLANCE)
@@ -42,7 +51,7 @@ LONG = (
 
 
 def nano() -> Recipe:
-    """The model in the box: 15 million parameters, window 256."""
+    """The model in the box, 14 million parameters, window 256: a quarter of an hour on one H200."""
     rows, tokens = 16, 1920
     return Recipe(
         name="nano",
@@ -56,19 +65,21 @@ def nano() -> Recipe:
         },
         window=256,
         stages=(
-            Stage("teacher", "cross_entropy", "all", EVERYTHING, 4000, rows, tokens, 2e-3, "muon"),
-            Stage("layerwise", "layerwise", "delta", EVERYTHING, 150, rows, tokens, 2e-3, "muon"),
-            Stage("distillation", "distillation", "delta", EVERYTHING, 300, rows, tokens, 2e-3, "muon"),
-            Stage("sft", "cross_entropy", "language", EVERYTHING, 1000, rows, tokens, 1.5e-3, "muon"),
-            Stage("long", "cross_entropy", "all", (*LONG, *_scaled(EVERYTHING, 4.0)), 600, 8, 8192, 1e-3, "muon"),
+            Stage(TEACHER, "cross_entropy", "all", EVERYTHING, 3536, rows, tokens, 2e-3, "muon"),
+            Stage("layerwise", "layerwise", "delta", EVERYTHING, 52, rows, tokens, 2e-3, "muon"),
+            Stage("distillation", "distillation", "delta", EVERYTHING, 334, rows, tokens, 2e-3, "muon"),
+            Stage("sft", "cross_entropy", "language", EVERYTHING, 1043, rows, tokens, 1.5e-3, "muon"),
+            Stage("long", "cross_entropy", "all", (*LONG, *_scaled(EVERYTHING, 4.0)), 578, 8, 8192, 1e-3, "muon"),
         ),
     )  # fmt: skip
 
 
 def micro() -> Recipe:
-    """Everything of nano in a few minutes on two CPU cores."""
+    """Everything of nano in minutes on two CPU cores: it learns to handle words, and begins to see."""
     rows, tokens = 4, 512
-    short = (Part(1.0, frames=(1, 2), questions=3),)
+    words = Part(0.75, questions=8, groups=("text",))
+    short = (words, Part(0.25, frames=(1, 2), questions=8, groups=("sign_place", "place", "count")))
+    long = (words, Part(0.25, frames=(16, 48), questions=16, groups=("sign_place", "card", "last_card")))
     return Recipe(
         name="micro",
         text={
@@ -81,10 +92,40 @@ def micro() -> Recipe:
         },
         window=64,
         stages=(
-            Stage("teacher", "cross_entropy", "all", short, 300, rows, tokens, 3e-3),
-            Stage("layerwise", "layerwise", "delta", short, 60, rows, tokens, 3e-3),
-            Stage("distillation", "distillation", "delta", short, 60, rows, tokens, 2e-3),
-            Stage("sft", "cross_entropy", "language", short, 60, rows, tokens, 1e-3),
+            Stage(TEACHER, "cross_entropy", "all", short, 500, rows, tokens, 5e-3, "muon"),
+            Stage("layerwise", "layerwise", "delta", short, 60, rows, tokens, 5e-3, "muon"),
+            Stage("distillation", "distillation", "delta", short, 80, rows, tokens, 5e-3, "muon"),
+            Stage("sft", "cross_entropy", "language", short, 150, rows, tokens, 3e-3, "muon"),
+            Stage("long", "cross_entropy", "all", long, 40, 2, 1024, 2e-3, "muon"),
+        ),
+    )  # fmt: skip
+
+
+def four_b() -> Recipe:
+    """The paper's, from Qwen2.5-VL-3B: the teacher and every stage's data are to be given.
+
+    A batch of the paper is rows x accumulate, such as one GPU can do: with more, set more rows and accumulate less.
+    The paper's numbers of samples, a row each, are the steps; those of the long stage and its rank are not told.
+    """
+    small: dict[str, Any] = {"max_pixels": 512 * 512, "checkpointing": True}
+    large: dict[str, Any] = {"max_pixels": 1344 * 1344, "checkpointing": True}
+    frames: dict[str, Any] = {"max_pixels": 256 * TOKEN**2, "fps": 10.0, "max_frames": 224, "checkpointing": True}
+    return Recipe(
+        name="4b",
+        text={
+            "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
+            "num_key_value_heads": 2, "head_dim": 128, "rope_parameters": {"mrope_section": [16, 24, 24]},
+        },
+        vision={
+            "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+        window=8192,
+        stages=(
+            Stage("layerwise", "layerwise", "delta", (), 15_625, 2, 8192, 2e-4, accumulate=32, **small),
+            Stage("distillation", "distillation", "delta", (), 15_625, 2, 8192, 2e-4, accumulate=32, **small),
+            Stage("sft", "cross_entropy", "language", (), 31_250, 2, 8192, 5e-5, accumulate=128, **large),
+            Stage("long", "cross_entropy", "language", (), 4000, 1, 32_768, 2e-5, accumulate=64, lora=64, **frames),
         ),
     )  # fmt: skip
 
@@ -95,4 +136,4 @@ def _scaled(parts: tuple[Part, ...], total: float) -> tuple[Part, ...]:
     return tuple(Part(p.weight / weight * total, p.frames, p.questions, p.groups, p.cards, p.at_end) for p in parts)
 
 
-RECIPES = {"nano": nano, "micro": micro}
+RECIPES = {"nano": nano, "micro": micro, "4b": four_b}

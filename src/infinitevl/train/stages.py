@@ -15,6 +15,7 @@ from infinitevl.data.worlds import Part
 from infinitevl.model.decoder import Decoder
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.train.losses import cross_entropy, distillation, layer_distance
+from infinitevl.train.parallel import joined
 from infinitevl.video.preprocess import to_patches
 
 Loss = Literal["cross_entropy", "layerwise", "distillation"]
@@ -28,8 +29,10 @@ class Stage:
 
     trains: "delta" (the mixers of the linear_attention layers), "language" (the language model but its embeddings,
     which the head shares), or "all"; lora: 0, or the rank of the adapters that train in their place and are merged at
-    the end. optimizer: see `optimizers`. data: a mixture of StreamWorld episodes, or of files. rows, tokens: size of a batch; accumulate: batches
-    whose gradients make one step.
+    the end. optimizer: see `optimizers`. data: a mixture of StreamWorld episodes, or of files. rows, tokens: size of
+    a batch, of all processes together; accumulate: batches whose gradients make one step. checkpointing: compute
+    the student's layers again for the backward pass, which saves memory and changes no result. max_pixels, of an
+    image or a frame, max_frames and fps, of a video: for data in files.
     """
 
     name: str
@@ -47,6 +50,10 @@ class Stage:
     clip: float = 1.0
     accumulate: int = 1
     lora: int = 0
+    checkpointing: bool = False
+    max_pixels: int = 512 * 512
+    max_frames: int = 224
+    fps: float = 2.0
 
     @property
     def needs_teacher(self) -> bool:
@@ -125,7 +132,8 @@ def _patches(frames: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
 
 
 class Objective(nn.Module):
-    """The loss of a stage as one module, which accelerate can spread over processes."""
+    """The loss of a stage as one module, which accelerate can spread over processes, but for the teacher: that is no
+    part of the module, and whole in every process."""
 
     def __init__(
         self,
@@ -138,12 +146,11 @@ class Objective(nn.Module):
         if stage.needs_teacher and teacher is None:
             raise ValueError(f"stage {stage.name} needs a teacher")
         self.stage, self.student = stage, student
-        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
+        self._unregistered = (None if teacher is None else teacher.eval().requires_grad_(False),)
 
-    def train(self, mode: bool = True) -> "Objective":
-        """The teacher stays as it is."""
-        self.student.train(mode)
-        return self
+    @property
+    def teacher(self) -> InfiniteVLForConditionalGeneration | None:
+        return self._unregistered[0]
 
     def forward(self, batch: Batch) -> Tensor:
         """The mean loss over the tokens that count, see `count`."""
@@ -209,5 +216,5 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             part = ".".join(name.split(".")[1:4])
-            squares[part] = squares.get(part, 0.0) + float(parameter.grad.float().square().sum())
+            squares[part] = squares.get(part, 0.0) + float(joined(parameter.grad.float().square().sum()))
     return {part: square**0.5 for part, square in squares.items()}

@@ -38,6 +38,16 @@ def test_written_samples_come_back(tmp_path: Path) -> None:
         assert np.abs(frames - original).mean() < 4 and np.quantile(light, 0.99) < 16
 
 
+def test_progress_is_told(tmp_path: Path) -> None:
+    """Of every sample, also of those whose one frame left nothing to ask, which have no line."""
+    pytest.importorskip("av")
+    told: list[int] = []
+    path = write(tmp_path, split="train", count=8, frames=1, questions=1, tell=told.append)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert told == list(range(1, 9))
+    assert 0 < len(lines) < 8 and all(line["messages"] for line in lines)
+
+
 def test_pieces_are_the_stream_cut_at_its_questions() -> None:
     episode = sample(4, "train", questions=9)
     cut = list(pieces(episode))

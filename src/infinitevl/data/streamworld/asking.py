@@ -5,14 +5,14 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from infinitevl.data.streamworld.log import Log
-from infinitevl.data.streamworld.questions import KINDS, Question, ask
+from infinitevl.data.streamworld.questions import Question, ask, kinds_of
 from infinitevl.data.streamworld.truths import Context
 from infinitevl.data.streamworld.world import World
 
 PATIENCE = 24  # frames that a question waits for its own kind; then any kind of its group will do
 GIVE_UP = 4 * PATIENCE  # frames after which it is dropped
 
-Due = tuple[int, str]  # from this frame on, a question of this group
+Due = tuple[int, str]  # from this frame on, a question of this group or kind
 
 
 class Asker:
@@ -37,7 +37,7 @@ class Asker:
         self.log.observe(self._at.world.moment(index))
         while self._next and self._next[0] <= index:
             frame, group = self._next
-            self._waiting.append((frame, group, self._draw(list(KINDS[group]))))
+            self._waiting.append((frame, group, self._draw(kinds_of(group))))
             self._next = next(self._due, None)
         asked: list[Question] = []
         self._waiting = [wish for wish in self._waiting if not self._try(wish, asked)]
@@ -46,19 +46,19 @@ class Asker:
     def _try(self, wish: tuple[int, str, str], asked: list[Question]) -> bool:
         """Asks what was wished for, or the next best if it waited long; whether the wish is done with."""
         frame, group, kind = wish
-        question = self._new(group, kind, asked)
+        question = self._new(kind, asked)
         waited, ends = self.log.index - frame, self.log.index == self._last
         if question is None and (ends or waited >= PATIENCE):
-            kinds = list(KINDS[group])
-            tries = (self._new(group, kinds[i], asked) for i in self._at.rng.permutation(len(kinds)))
+            kinds = kinds_of(group)
+            tries = (self._new(kinds[i], asked) for i in self._at.rng.permutation(len(kinds)))
             question = next((found for found in tries if found), None)
         if question:
             asked.append(question)
         return question is not None or ends or waited >= GIVE_UP
 
-    def _new(self, group: str, kind: str, asked: list[Question]) -> Question | None:
+    def _new(self, kind: str, asked: list[Question]) -> Question | None:
         """A question that was not asked at this frame already."""
-        question = ask(group, kind, self._at, self._fps)
+        question = ask(kind, self._at, self._fps)
         repeated = question and any((q.kind, q.answer) == (question.kind, question.answer) for q in asked)
         return None if repeated else question
 

@@ -1,5 +1,7 @@
 """All of a picture in one answer: what teaches most about one frame."""
 
+from itertools import pairwise
+
 from infinitevl.data.streamworld.perception import clear, name
 from infinitevl.data.streamworld.truths import Context, Truth
 from infinitevl.data.streamworld.vocabulary import HELD_OUT_PAIRS, chance_of, pairs
@@ -10,7 +12,7 @@ GAP = 4.0  # units between the middles of neighbours that make their order clear
 def things(at: Context) -> Truth | None:
     """Colour and shape of every thing, from left to right."""
     sights = sorted(clear(at) or [], key=lambda sight: sight.x)
-    close = any(b.x - a.x < GAP for a, b in zip(sights, sights[1:], strict=False))
+    close = any(b.x - a.x < GAP for a, b in pairwise(sights))
     if not sights or close:
         return None
     shown = [sight.thing.pair for sight in sights]

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from fractions import Fraction
 from itertools import groupby
@@ -31,6 +31,7 @@ def write(
     size: int = UNIT,
     fps: float = FPS,
     scene_frames: tuple[int, int] = SCENE_FRAMES,
+    tell: Callable[[int], None] = lambda done: None,
 ) -> Path:
     """Writes `count` samples of the seeds from `seed` on, and gives the path of `out`/`split`.jsonl.
 
@@ -38,17 +39,20 @@ def write(
     "streamworld": {"seed", "split", "size", "fps", "questions"}}. Each "<video>" mark in a user's message
     stands for the next piece of the stream, up to the frame at which the message is said; no piece comes
     twice, and what follows the last question is left out. The videos are written first, and each file appears
-    whole or not at all, so that a .jsonl never names a video that is not there. Needs PyAV.
+    whole or not at all, so that a .jsonl never names a video that is not there. A sample whose frames left nothing
+    to ask has no line. `tell` is called after each sample, with the number of those done. Needs PyAV.
     """
     out = Path(out)
     (out / "videos").mkdir(parents=True, exist_ok=True)
     path = out / f"{split}.jsonl"
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
-        for number in range(seed, seed + count):
+        for done in range(count):
             options = {"size": size, "fps": fps, "scene_frames": scene_frames}
-            episode = sample(number, split, frames=frames, questions=questions, groups=groups, **options)
-            file.write(json.dumps(_write_episode(out, episode)) + "\n")
+            episode = sample(seed + done, split, frames=frames, questions=questions, groups=groups, **options)
+            if episode.questions:
+                file.write(json.dumps(_write_episode(out, episode)) + "\n")
+            tell(done + 1)
     os.replace(partial, path)
     return path
 

@@ -12,7 +12,7 @@ from infinitevl.data.streamworld.draw import UNIT
 from infinitevl.data.streamworld.layout import LONGEST, SHORTEST, Recall, mixed
 from infinitevl.data.streamworld.log import Log
 from infinitevl.data.streamworld.memory import value_of
-from infinitevl.data.streamworld.questions import GROUPS, KINDS, Question, ask, put
+from infinitevl.data.streamworld.questions import GROUP_OF, GROUPS, Question, ask, kinds_of, put
 from infinitevl.data.streamworld.truths import Context
 from infinitevl.data.streamworld.vocabulary import Split, generator
 from infinitevl.data.streamworld.world import Moment, World
@@ -96,9 +96,9 @@ def sample(
 ) -> Episode:
     """An episode of everything, to train on: up to `questions` questions along the way.
 
-    Groups come as often as each other, and kinds within a group as often as the frames allow; a question is
-    left out only where its group has nothing to ask until the end. The number of cards is random where
-    `cards` does not give it, one in 8 frames at most.
+    groups: names of groups, and of kinds, which are as groups of one. They come as often as each other, and kinds
+    within a group as often as the frames allow; a question is left out only where its group has nothing to ask until
+    the end. The number of cards is random where `cards` does not give it, one in 8 frames at most.
     """
     _check_groups(groups)
     plan = listed(mixed(generator(seed, split, CARDS), split, frames, cards))
@@ -174,8 +174,8 @@ def episode(
 def text_questions(seed: int, split: Split, number: int) -> list[Question]:
     """Questions that need no picture, asked before the first frame."""
     at = Context(World(seed, split), Log(), generator(seed, split, TEXT))
-    kinds = list(KINDS["text"])
-    asked = (ask("text", kinds[at.rng.integers(len(kinds))], at, FPS) for _ in range(number))
+    kinds = kinds_of("text")
+    asked = (ask(kinds[at.rng.integers(len(kinds))], at, FPS) for _ in range(number))
     return [question for question in asked if question]
 
 
@@ -186,9 +186,9 @@ def _ask_at_end(at: Context, test: Recall, target: Card, fps: float) -> tuple[Qu
     facts = [at.log.cards[target.key], *chosen]
     kinds = ["updated" if fact.showings > 1 else "card" for fact in facts]
     pairs = zip(kinds, facts, strict=True)
-    return tuple(put("recall", kind, value_of(at, fact), at, fps) for kind, fact in pairs)
+    return tuple(put(kind, value_of(at, fact), at, fps) for kind, fact in pairs)
 
 
 def _check_groups(groups: tuple[str, ...]) -> None:
-    if unknown := [group for group in groups if group not in KINDS]:
+    if unknown := [group for group in groups if group not in (*GROUPS, *GROUP_OF)]:
         raise InfiniteVLError(f"no questions {', '.join(unknown)}: the groups are {', '.join(GROUPS)}")

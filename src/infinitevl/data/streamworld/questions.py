@@ -61,6 +61,12 @@ KINDS: dict[str, dict[str, Callable[[Context], Truth | None]]] = {
     },
 }
 GROUPS = tuple(KINDS)
+GROUP_OF = {kind: group for group, kinds in KINDS.items() for kind in kinds}
+
+
+def kinds_of(name: str) -> list[str]:
+    """The kinds of a group; a kind is the only one of its own."""
+    return [name] if name in GROUP_OF else list(KINDS[name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +87,18 @@ class Question:
     held_out: bool
 
 
-def ask(group: str, kind: str, at: Context, fps: float) -> Question | None:
+def ask(kind: str, at: Context, fps: float) -> Question | None:
     """A question of this kind at the frame that the log observed last; None if none has a clear answer."""
-    truth = KINDS[group][kind](at)
-    return truth and put(group, kind, truth, at, fps)
+    truth = KINDS[GROUP_OF[kind]][kind](at)
+    return truth and put(kind, truth, at, fps)
 
 
-def put(group: str, kind: str, truth: Truth, at: Context, fps: float) -> Question:
+def put(kind: str, truth: Truth, at: Context, fps: float) -> Question:
     """The question with this truth, in one of its phrasings."""
     phrases = PHRASES[kind]
     text = phrases[at.rng.integers(len(phrases))].format(**truth.fields)
     return Question(
-        group=group,
+        group=GROUP_OF[kind],
         kind=kind,
         question=text,
         answer=truth.answer,
