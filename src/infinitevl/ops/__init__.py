@@ -1,8 +1,8 @@
 """The four operations of the model, each behind one dispatch function.
 
 Every operation has a readable twin in `reference` (token by token, any floating dtype) and an `eager` PyTorch
-version (chunked, differentiable, any device) with exactly the same signature. `implementation` is the only place
-that chooses between them.
+version (chunked, differentiable, any device) with exactly the same signature, and some have a `triton` one, loaded
+when it is asked for. `implementation` is the only place that chooses between them.
 
 Shapes: B rows, T tokens, H heads, K key and V value width per head, C channels, D head width, G key/value heads.
 
@@ -12,25 +12,26 @@ lengths: [B] int64 or None. Row b holds `lengths[b]` tokens followed by padding.
     another token; what it contains (even NaN) does not matter, and what comes out at it is unspecified but finite.
 seq_idx: [B, T] integer or None. Sequences packed in a row are numbered, tokens of one sequence are neighbours.
     Nothing passes from one sequence to the next. An initial state belongs to the first, the final to the last.
-backend: "reference", "eager", or None to choose by device.
+backend: "reference", "eager", "triton", or None to choose by device.
 """
 
-from types import ModuleType
+from importlib import import_module
 
 import torch
 from torch import Tensor
 
-from infinitevl.ops import eager, reference
-
-BACKENDS: dict[str, ModuleType] = {"reference": reference, "eager": eager}
+BACKENDS = {name: f"{__name__}.{name}" for name in ("reference", "eager", "triton")}
 
 
 def implementation(op: str, device: torch.device, backend: str | None = None):
-    """The function that computes `op` on `device`. Raises ValueError for a backend that does not exist."""
+    """The function that computes `op` on `device`. Raises ValueError for a backend that does not exist or lacks it."""
     name = backend or "eager"
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
-    return getattr(BACKENDS[name], op)
+    function = getattr(import_module(BACKENDS[name]), op, None)
+    if function is None:
+        raise ValueError(f"backend {name!r} has no {op}")
+    return function
 
 
 def gated_delta_rule(

@@ -79,7 +79,6 @@ def micro() -> Recipe:
     rows, tokens = 4, 512
     words = Part(0.75, questions=8, groups=("text",))
     short = (words, Part(0.25, frames=(1, 2), questions=8, groups=("sign_place", "place", "count")))
-    long = (words, Part(0.25, frames=(16, 48), questions=16, groups=("sign_place", "card", "last_card")))
     return Recipe(
         name="micro",
         text={
@@ -96,7 +95,6 @@ def micro() -> Recipe:
             Stage("layerwise", "layerwise", "delta", short, 60, rows, tokens, 5e-3, "muon"),
             Stage("distillation", "distillation", "delta", short, 80, rows, tokens, 5e-3, "muon"),
             Stage("sft", "cross_entropy", "language", short, 150, rows, tokens, 3e-3, "muon"),
-            Stage("long", "cross_entropy", "all", long, 40, 2, 1024, 2e-3, "muon"),
         ),
     )  # fmt: skip
 

@@ -1,0 +1,7 @@
+"""The operations as Triton kernels."""
+
+from infinitevl.ops.triton.attention import window_attention, write_ring
+from infinitevl.ops.triton.delta_rule import gated_delta_rule
+from infinitevl.ops.triton.norm import gated_rms_norm
+
+__all__ = ["gated_delta_rule", "gated_rms_norm", "window_attention", "write_ring"]

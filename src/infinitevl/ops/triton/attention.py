@@ -1,0 +1,312 @@
+"""Window attention over the ring for inference: flash attention with split keys (flash-decoding) in Triton.
+
+A program holds BLOCK_M rows, BLOCK_M // (H / G) queries times the H / G query heads of one key head, so that a key is
+loaded once for all heads that read it. It meets one of several parts of the keys that its queries may see; a second
+kernel adds the parts up by their log-sum-exps.
+
+Keys are visited in the order of their tokens, not of the slots, and indexed relative to the chunk's first token: the
+ring holds -filled .. -1, the chunk 0 .. length - 1. All that depends on how far the stream is, `count`, is read here
+on the device, and becomes three numbers: `filled`, `kept` (sinks in the ring), `head` (the slot that comes next). So
+blocks that no query sees are never visited, and of the others in the ring only the oldest need a mask.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MAX_SPLITS = 64
+LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows and keys of a block, parts that the keys are split into (a power of two), and Triton's launch options."""
+
+    block_m: int
+    block_n: int
+    splits: int
+    warps: int = 4
+    stages: int = 3
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ring_k: Tensor | None = None,
+    ring_v: Tensor | None = None,
+    count: Tensor | None = None,
+    *,
+    window: int | None = None,
+    sinks: int = 0,
+    lengths: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+) -> Tensor:
+    """Raises NotImplementedError for what is `unsupported`."""
+    reason = unsupported(q, k, v, seq_idx)
+    if reason:
+        raise NotImplementedError(f"window attention in Triton: {reason}")
+    slots = 0 if ring_k is None else ring_k.shape[2]
+    keys = q.shape[1] + (slots if window is None else min(slots, window + sinks))
+    plan = plan_of(q, k.shape[2], keys)
+    with torch.cuda.device_of(q):
+        return attend(q, k, v, ring_k, ring_v, count, window=window, sinks=sinks, lengths=lengths, plan=plan)
+
+
+def unsupported(q: Tensor, k: Tensor, v: Tensor, seq_idx: Tensor | None = None) -> str | None:
+    """Why these kernels cannot take such inputs; None where they can."""
+    if seq_idx is not None:
+        return "sequences are packed"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        return "it has no gradient"
+    if q.dtype not in (torch.bfloat16, torch.float32):
+        return f"q is {q.dtype}, neither bfloat16 nor float32"
+    width = q.shape[-1]
+    if not 16 <= width <= 128 or width & (width - 1):
+        return f"heads are {width} wide: a power of two from 16 to 128 is needed"
+    return None
+
+
+def plan_of(q: Tensor, groups: int, keys: int) -> Plan:
+    """From shapes alone: as many parts as fill the processors once (twice for decode, whose programs are small)."""
+    batch, time, heads, _ = q.shape
+    repeats, wide = heads // groups, q.element_size() > 2
+    block_m = triton.next_power_of_2(max(16, repeats, min(time * repeats, 64 if wide else 128)))
+    block_n = 32 if wide else 64
+    programs = batch * groups * triton.cdiv(time, block_m // repeats)
+    wanted = _processors(q.device) * (1 if block_m > 64 else 2) // programs
+    most = min(MAX_SPLITS, triton.cdiv(keys, 2 * block_n))
+    splits = 1 << max(0, min(wanted, most).bit_length() - 1)
+    return Plan(block_m, block_n, splits, warps=8 if block_m > 64 else 4, stages=2 if wide else 3)
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ring_k: Tensor | None,
+    ring_v: Tensor | None,
+    count: Tensor | None,
+    *,
+    window: int | None,
+    sinks: int,
+    lengths: Tensor | None,
+    plan: Plan,
+) -> Tensor:
+    """`window_attention` by a given plan."""
+    (batch, time, heads, width), groups = q.shape, k.shape[2]
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    slots = 0 if ring_k is None or ring_v is None or count is None else _slots(ring_k, ring_v)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    parts, sums = out, None
+    if plan.splits > 1:
+        parts = torch.empty(plan.splits, *q.shape, dtype=torch.float32, device=q.device)
+        sums = torch.empty(plan.splits, batch, time, heads, dtype=torch.float32, device=q.device)
+    tiles = triton.cdiv(time, plan.block_m // (heads // groups))
+    _attend_kernel[tiles, plan.splits, batch * groups](
+        q, k, v, ring_k, ring_v, count, lengths, parts, sums,
+        time, groups, slots, time + slots if window is None else window, sinks,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        SCALE=width**-0.5 * LOG2_E, REPEATS=heads // groups, D=width,
+        BLOCK_M=plan.block_m, BLOCK_N=plan.block_n, IN_PARTS=plan.splits > 1,
+        HAS_RING=slots > 0, num_warps=plan.warps, num_stages=plan.stages,
+    )  # fmt: skip
+    if plan.splits > 1:
+        rows = max(1, 32 // plan.splits)
+        _combine_kernel[(triton.cdiv(batch * time * heads, rows),)](
+            parts, sums, out, batch * time * heads, SPLITS=plan.splits, ROWS=rows, D=width
+        )
+    return out
+
+
+def _slots(ring_k: Tensor, ring_v: Tensor) -> int:
+    if not (ring_k.is_contiguous() and ring_v.is_contiguous()):
+        raise ValueError("the rings must be contiguous")
+    return ring_k.shape[2]
+
+
+@triton.jit(do_not_specialize=["time"])
+def _attend_kernel(
+    q, k, v, ring_k, ring_v, count, lengths, out, sums,
+    time, groups, slots, window, sinks,
+    q_b, q_t, q_h, k_b, k_t, k_g, v_b, v_t, v_g,
+    SCALE: tl.constexpr, REPEATS: tl.constexpr, D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IN_PARTS: tl.constexpr, HAS_RING: tl.constexpr,
+):  # fmt: skip
+    TILE: tl.constexpr = BLOCK_M // REPEATS  # queries
+    first, split, splits = tl.program_id(0) * TILE, tl.program_id(1), tl.num_programs(1)
+    b, g = (tl.program_id(2) // groups).to(tl.int64), tl.program_id(2) % groups
+    length = time
+    if lengths is not None:
+        length = tl.load(lengths + b).to(tl.int32)
+    before = tl.zeros((), tl.int64)
+    if count is not None:
+        before = tl.load(count + b)
+
+    m, n, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, D)
+    t, h = first + m // REPEATS, g * REPEATS + m % REPEATS
+    in_tile = m < TILE * REPEATS
+    q_rows = q + b * q_b + t.to(tl.int64) * q_t + h * q_h
+    queries = tl.load(q_rows[:, None] + d[None, :], mask=(in_tile & (t < length))[:, None], other=0.0)
+    past_last = tl.minimum(first + TILE, length)  # the tile's queries are first .. past_last - 1
+    oldest = first - window + 1  # that its first query sees, sinks apart
+
+    ring_keys = 0  # kept sinks, then the tokens `from_ring` .. -1
+    kept = 0
+    from_ring = 0
+    head = 0
+    if HAS_RING:
+        turn = slots - sinks
+        kept = tl.minimum(before, sinks).to(tl.int32)
+        written = tl.maximum(before - sinks, 0)
+        head = (written % turn).to(tl.int32)
+        from_ring = tl.minimum(tl.maximum(-tl.minimum(written, turn).to(tl.int32), oldest), 0)
+        ring_keys = kept - from_ring
+    ring_blocks = tl.cdiv(ring_keys, BLOCK_N)
+    ring_start = ring_keys - ring_blocks * BLOCK_N  # <= 0: the blocks end with the newest token
+    hidden = tl.maximum(ring_keys + first + TILE - window, 0)  # keys before this one are not seen by every query
+    masked_blocks = tl.minimum(tl.cdiv(hidden - ring_start, BLOCK_N), ring_blocks)
+
+    own_sinks = tl.minimum(tl.maximum(sinks - before, 0), tl.maximum(past_last, 0)).to(tl.int32)
+    from_chunk = tl.maximum(own_sinks, oldest)
+    chunk_keys = own_sinks + past_last - from_chunk  # the chunk's own sinks, then the tokens `from_chunk` ..
+    blocks = ring_blocks + tl.cdiv(chunk_keys, BLOCK_N)
+    share = tl.where(past_last > first, tl.cdiv(blocks, splits), 0)
+    begin = split * share
+    end = tl.minimum(begin + share, blocks)
+
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, D), tl.float32)
+    if HAS_RING:
+        ring_row = (b * groups + g) * slots * D
+        for block in range(begin, tl.minimum(end, masked_blocks)):
+            x = ring_start + block * BLOCK_N + n
+            slot = _slot(x, kept, x - ring_keys + head, turn, sinks)
+            at = ring_row + slot[:, None] * D + d[None, :]
+            key = tl.load(ring_k + at, mask=(x >= 0)[:, None], other=0.0).to(queries.dtype)
+            value = tl.load(ring_v + at, mask=(x >= 0)[:, None], other=0.0).to(queries.dtype)
+            near = (x - ring_keys)[None, :] > t[:, None] - window
+            seen = (x >= 0)[None, :] & ((x < kept)[None, :] | near)
+            acc, top, total = _meet(acc, top, total, queries, key, value, seen, SCALE)
+        for block in range(tl.maximum(begin, masked_blocks), tl.minimum(end, ring_blocks)):
+            x = ring_start + block * BLOCK_N + n
+            slot = _slot(x, kept, x - ring_keys + head, turn, sinks)
+            at = ring_row + slot[:, None] * D + d[None, :]
+            key = tl.load(ring_k + at).to(queries.dtype)
+            value = tl.load(ring_v + at).to(queries.dtype)
+            acc, top, total = _meet(acc, top, total, queries, key, value, None, SCALE)
+    for block in range(tl.maximum(begin, ring_blocks), end):
+        x = (block - ring_blocks) * BLOCK_N + n
+        s = tl.where(x < own_sinks, x, x - own_sinks + from_chunk)
+        valid = x < chunk_keys
+        token = s.to(tl.int64)[:, None]
+        key = tl.load(k + b * k_b + g * k_g + token * k_t + d[None, :], mask=valid[:, None], other=0.0)
+        value = tl.load(v + b * v_b + g * v_g + token * v_t + d[None, :], mask=valid[:, None], other=0.0)
+        near = (x < own_sinks)[None, :] | (s[None, :] > t[:, None] - window)
+        seen = valid[None, :] & (s[None, :] <= t[:, None]) & near
+        acc, top, total = _meet(acc, top, total, queries, key, value, seen, SCALE)
+
+    seen_any = total > 0
+    total = tl.where(seen_any, total, 1)
+    acc /= total[:, None]
+    rows = (b * time + t) * (groups * REPEATS) + h
+    stored = in_tile & (t < time)
+    if IN_PARTS:
+        rows += split * (tl.num_programs(2) // groups).to(tl.int64) * time * (groups * REPEATS)
+        tl.store(sums + rows, tl.where(seen_any, top + tl.log2(total), float("-inf")), mask=stored)
+        stored &= seen_any
+    tl.store(out + rows[:, None] * D + d[None, :], acc, mask=stored[:, None])
+
+
+@triton.jit
+def _slot(x, kept, place, turn, sinks):
+    """Slot of the x-th ring key: sinks stand in place; `place` in -turn .. turn - 1 goes round the rest."""
+    return tl.where(x < kept, x, sinks + tl.where(place < 0, place + turn, place))
+
+
+@triton.jit
+def _meet(acc, top, total, queries, key, value, seen, SCALE: tl.constexpr):
+    """One step of the online softmax, base 2. seen None: every query sees every key. (Of bfloat16 there is only one
+    precision; three products of TensorFloat32 are as exact as float32 and much faster than its own.)"""
+    scores = tl.dot(queries, tl.trans(key), input_precision="tf32x3") * SCALE
+    if seen is not None:
+        scores = tl.where(seen, scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    shift = new_top
+    if seen is not None:
+        shift = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that has seen nothing yet
+    p = tl.exp2(scores - shift[:, None])
+    keep = tl.exp2(top - shift)
+    total = total * keep + tl.sum(p, 1)
+    acc = tl.dot(p.to(value.dtype), value, acc * keep[:, None], input_precision="tf32x3")
+    return acc, new_top, total
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _combine_kernel(parts, sums, out, rows, SPLITS: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr):
+    """out[r] = sum_s 2^sums[s, r] parts[s, r] / sum_s 2^sums[s, r]. A part with the sum -inf was never written."""
+    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    d = tl.arange(0, D)
+    at = tl.arange(0, SPLITS)[None, :] * rows + r[:, None]
+    lse = tl.load(sums + at, mask=(r < rows)[:, None], other=float("-inf"))
+    top = tl.max(lse, 1)
+    weight = tl.exp2(lse - tl.where(top == float("-inf"), 0.0, top)[:, None])
+    total = tl.sum(weight, 1)
+    weight /= tl.where(total > 0, total, 1)[:, None]
+    part = tl.load(parts + at[:, :, None] * D + d[None, None, :], mask=(weight > 0)[:, :, None], other=0.0)
+    o = tl.sum(part * weight[:, :, None], 1)
+    tl.store(out + r[:, None] * D + d[None, :], o, mask=(r < rows)[:, None])
+
+
+def write_ring(
+    ring_k: Tensor,
+    ring_v: Tensor,
+    k: Tensor,
+    v: Tensor,
+    count: Tensor,
+    *,
+    sinks: int = 0,
+    lengths: Tensor | None = None,
+) -> None:
+    k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
+    batch, time, groups, width = k.shape
+    rows = 8
+    with torch.cuda.device_of(k):
+        _write_kernel[triton.cdiv(time * groups, rows), batch](
+            ring_k, ring_v, k, v, count, lengths, time, groups, _slots(ring_k, ring_v), sinks,
+            *k.stride()[:3], *v.stride()[:3], ROWS=rows, D=width, BLOCK_D=triton.next_power_of_2(width),
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["time"])
+def _write_kernel(
+    ring_k, ring_v, k, v, count, lengths, time, groups, slots, sinks,
+    k_b, k_t, k_g, v_b, v_t, v_g,
+    ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(1).to(tl.int64)
+    row, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
+    t, g = (row // groups).to(tl.int64), row % groups
+    length = time
+    if lengths is not None:
+        length = tl.load(lengths + b).to(tl.int32)
+    index = tl.load(count + b) + t
+    turn = slots - sinks
+    slot = tl.where(index < sinks, index, sinks + tl.maximum(index - sinks, 0) % turn)
+    newest = (t + turn >= length) | (index < sinks)  # no later token of the chunk takes the slot
+    mask = ((t < length) & newest)[:, None] & (d < D)[None, :]
+    key = tl.load(k + (b * k_b + t * k_t + g * k_g)[:, None] + d[None, :], mask=mask)
+    value = tl.load(v + (b * v_b + t * v_t + g * v_g)[:, None] + d[None, :], mask=mask)
+    at = ((b * groups + g) * slots + slot)[:, None] * D + d[None, :]
+    tl.store(ring_k + at, key, mask=mask)
+    tl.store(ring_v + at, value, mask=mask)
