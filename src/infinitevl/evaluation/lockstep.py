@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.model.positions import grid_positions, tick
 from infinitevl.model.processing import IM_END, IM_START, SYSTEM, VISION_END, VISION_START
 from infinitevl.model.state import AttentionState, DeltaState, State
+from infinitevl.streaming.stream import take_frames
 from infinitevl.video.preprocess import to_patches
 
 
@@ -40,9 +40,8 @@ class Lockstep:
         patches, (_, height, width) = to_patches(frames.to(model.device).flatten(0, 1).repeat_interleave(2, dim=0))
         features = model.encode(patches, ((len(frames) * count, height, width),)).unflatten(0, (len(frames), -1))
         features = features if rows is None else features[torch.tensor(rows, device=model.device)]
-        positions = state.base[None, :, None] + self._offsets(count, height, width)[:, None]
-        is_vision = torch.ones(positions.shape[1:], dtype=torch.bool, device=model.device)
-        model.model.language_model(features, positions, is_vision, state=state)
+        seconds = [(self.frames + i) / self.fps for i in range(count)]
+        take_frames(model, state, features, (height, width), seconds)
         self.frames += count
 
     def ask(self, questions: Sequence[str], max_new_tokens: int = 24) -> list[str]:
@@ -96,13 +95,6 @@ class Lockstep:
 
     def _delta(self) -> list[DeltaState]:
         return [layer for layer in self.state.layers if isinstance(layer, DeltaState)]
-
-    def _offsets(self, count: int, height: int, width: int) -> Tensor:
-        """[3, tokens] positions of the next frames, of height x width patches, from the beginning of the video."""
-        vision = self.model.config.vision_config
-        seconds = [(self.frames + i) / self.fps for i in range(count)]
-        times, merge = [tick(s, vision.tokens_per_second) for s in seconds], vision.spatial_merge_size
-        return grid_positions(times, height // merge, width // merge).to(self.model.device)
 
     def _decode(self, logits: Tensor, limit: int) -> list[list[int]]:
         """The tokens of every row, without the one that ended it. A row that has ended is fed no more."""

@@ -226,7 +226,9 @@ class Stream:
         patches, grid = model.processor.patches(
             pixels[None].to(model.device), min_pixels=session.min_pixels, max_pixels=session.max_pixels
         )
-        session.stats.tokens += take_frames(model, self.state, patches, grid, at - session.start)
+        features = model.encode(patches, (grid,))[None]
+        take_frames(model, self.state, features, grid[1:], [at - session.start])
+        session.stats.tokens += features.shape[1]
 
     def _answer(self, question: str, limit: int, sampling: Sampling, stop: Sequence[str]) -> Generator[str]:
         """Write the question, then the answer, into this stream's own state."""
@@ -259,20 +261,18 @@ class Stream:
 def take_frames(
     model: InfiniteVLForConditionalGeneration,
     state: State,
-    patches: Tensor,
-    grid: tuple[int, int, int],
-    seconds: float,
-) -> int:
-    """Put a frame of every row into the state, in place; returns the tokens of one.
+    features: Tensor,
+    size: tuple[int, int],
+    seconds: Sequence[float],
+) -> None:
+    """Put the next n frames of every row into the state, in place.
 
-    patches: [B * h * w, 1176] and grid (B, h, w), one frame a row; seconds: since the open video's first frame.
+    features: [B, n * tokens, hidden], as `encode` gives them; size: height and width of a frame in patches;
+    seconds: of each frame, since the open video's first one.
     """
-    rows, height, width = grid
-    features = model.encode(patches, (grid,)).unflatten(0, (rows, -1))
     vision = model.config.vision_config
-    merge, time = vision.spatial_merge_size, tick(seconds, vision.tokens_per_second)
-    offsets = grid_positions([time], height // merge, width // merge).to(model.device)
+    merge, times = vision.spatial_merge_size, [tick(time, vision.tokens_per_second) for time in seconds]
+    offsets = grid_positions(times, size[0] // merge, size[1] // merge).to(model.device)
     positions = state.base[None, :, None] + offsets[:, None]
     is_vision = torch.ones(positions.shape[1:], dtype=torch.bool, device=model.device)
     model.model.language_model(features, positions, is_vision, state=state)
-    return features.shape[1]
