@@ -6,7 +6,8 @@ from torch import Tensor
 
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 from infinitevl.model.processing import IM_END, IM_START, SYSTEM, VIDEO, VISION_END, VISION_START
-from infinitevl.streaming.stream import MAX_PIXELS, MIN_PIXELS, Stream
+from infinitevl.streaming.session import MAX_PIXELS, MIN_PIXELS
+from infinitevl.streaming.stream import Stream
 
 USER, ASSISTANT = f"{IM_START}user\n", f"{IM_END}\n{IM_START}assistant\n"
 WINDOW = 48

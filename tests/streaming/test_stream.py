@@ -29,7 +29,8 @@ from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 from infinitevl.model.processing import IM_END, IMAGE, SYSTEM, VISION_END, VISION_START, PixelSettings
 from infinitevl.model.random_model import random_model
-from infinitevl.streaming.stream import MAX_PIXELS, Stream
+from infinitevl.streaming.session import MAX_PIXELS
+from infinitevl.streaming.stream import Stream
 
 QUESTION = "What is on the sign, é or €?"
 CLOSE = RELATIVE[torch.float32]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.random_model import byte_tokenizer
-from infinitevl.streaming.text import Sampling, TextPieces, decode
+from infinitevl.streaming.text import Sampling, TextPieces, Writer, decode
 
 TOKENIZER = byte_tokenizer()
 IDS = {byte: TOKENIZER.convert_tokens_to_ids(char) for byte, char in enumerate(
@@ -94,7 +94,7 @@ def test_it_stops_at_once():
     script = ids(b"yes. No")
     first = torch.nn.functional.one_hot(torch.tensor(script[0]), len(TOKENIZER)).float()
     pieces = TextPieces(TOKENIZER, ["."])
-    assert "".join(decode(first, feed, Sampling(), pieces, limit=50, ends=())) == "yes"
+    assert "".join(decode(first, feed, Writer(Sampling(), pieces, 50, ()))) == "yes"
     assert fed == ids(b"yes.")
 
 
@@ -110,7 +110,7 @@ def test_what_was_chosen_has_been_fed(read: int):
         fed.extend(tokens)
         return logits(len(fed))
 
-    written = decode(logits(0), feed, Sampling(), TextPieces(TOKENIZER), limit=9, ends={script[2]})
+    written = decode(logits(0), feed, Writer(Sampling(), TextPieces(TOKENIZER), 9, {script[2]}))
     for _ in zip(range(read), written, strict=False):
         pass
     written.close()  # type: ignore[attr-defined]

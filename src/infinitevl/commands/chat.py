@@ -11,7 +11,7 @@ from torch import Tensor
 from infinitevl.commands.console import load_model, say, warn
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.streaming.text import Sampling, TextPieces, decode
+from infinitevl.streaming.text import Sampling, TextPieces, Writer, decode
 
 
 @dataclass
@@ -65,5 +65,4 @@ def answer(model: InfiniteVLForConditionalGeneration, options: ChatOptions, samp
         return model(ids, past_key_values=output.past_key_values, logits_to_keep=1).logits[0, -1]
 
     pieces = TextPieces(model.processor.tokenizer)
-    limit, ends = options.max_tokens, model.end_tokens()
-    return decode(output.logits[0, -1], feed, sampling, pieces, limit=limit, ends=ends)
+    return decode(output.logits[0, -1], feed, Writer(sampling, pieces, options.max_tokens, model.end_tokens()))

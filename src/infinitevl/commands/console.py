@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.streaming.stream import Stats
+from infinitevl.streaming.session import Stats
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 IN_THE_BOX = "it knows StreamWorld; for the real world give --model hustvl/InfiniteVL-LongSFT"

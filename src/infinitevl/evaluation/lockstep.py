@@ -6,7 +6,6 @@ same frames one by one, so the answers are those of separate streams; tests hold
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.processing import IM_END, IM_START, SYSTEM, VISION_END, VISION_START
 from infinitevl.model.state import AttentionState, DeltaState, State
-from infinitevl.streaming.stream import take_frames
+from infinitevl.streaming.feeding import take_frames, take_text
 from infinitevl.video.preprocess import to_patches
 
 
@@ -35,13 +34,13 @@ class Lockstep:
         model, state, count = self.model, self.state, frames.shape[1]
         if self.frames == 0:
             opening = model.processor.encode(f"{SYSTEM}{IM_START}user\n{VISION_START}")
-            self._feed([opening] * state.batch_size)
+            take_text(model, state, [opening] * state.batch_size)
             state.open_video()
         patches, (_, height, width) = to_patches(frames.to(model.device).flatten(0, 1).repeat_interleave(2, dim=0))
         features = model.encode(patches, ((len(frames) * count, height, width),)).unflatten(0, (len(frames), -1))
         features = features if rows is None else features[torch.tensor(rows, device=model.device)]
         seconds = [(self.frames + i) / self.fps for i in range(count)]
-        take_frames(model, state, features, (height, width), seconds)
+        take_frames(model, state, features, (height, width), [seconds] * state.batch_size)
         self.frames += count
 
     def ask(self, questions: Sequence[str], max_new_tokens: int = 24) -> list[str]:
@@ -58,14 +57,14 @@ class Lockstep:
         closing = processor.encode(f"{IM_END}\n{IM_START}assistant\n")
         rows = [[*opening, *processor.encode(question.strip(), special=False), *closing] for question in questions]
         return processor.tokenizer.batch_decode(
-            self._decode(self._feed(rows), max_new_tokens), skip_special_tokens=True
+            self._decode(take_text(self.model, self.state, rows), max_new_tokens), skip_special_tokens=True
         )
 
     @torch.inference_mode()
     def take(self, rows: Sequence[int]) -> "Lockstep":
         """Copies of some of the streams."""
         part = copy.copy(self)
-        part.state = _selected(self.state, torch.tensor(rows, device=self.model.device))
+        part.state = self.state.take(rows)
         return part
 
     @staticmethod
@@ -83,18 +82,16 @@ class Lockstep:
         With factor 0 they forget everything: the inputs that their convolutions hold, too.
         """
         chosen = slice(None) if rows is None else torch.tensor(rows, device=self.model.device)
-        for layer in self._delta():
+        for layer in self.state.layers:
+            if not isinstance(layer, DeltaState):
+                continue
             layer.memory[chosen] *= factor
             if factor == 0:
                 layer.tail[chosen] = 0
 
     def memory_norm(self) -> Tensor:
-        """[layers, B] norm of the memory of each Gated DeltaNet layer, mean over its heads."""
-        norms = [layer.memory.flatten(2).norm(dim=-1).mean(-1) for layer in self._delta()]
-        return torch.stack(norms) if norms else torch.zeros(0, self.state.batch_size)
-
-    def _delta(self) -> list[DeltaState]:
-        return [layer for layer in self.state.layers if isinstance(layer, DeltaState)]
+        """See `State.memory_norm`."""
+        return self.state.memory_norm()
 
     def _decode(self, logits: Tensor, limit: int) -> list[list[int]]:
         """The tokens of every row, without the one that ended it. A row that has ended is fed no more."""
@@ -109,28 +106,8 @@ class Lockstep:
             fed = [[token] if more else [] for token, more in zip(tokens, going, strict=True)]
             for row, token in zip(rows, fed, strict=True):
                 row += token
-            logits = self._feed(fed)
+            logits = take_text(self.model, self.state, fed)
         return rows
-
-    def _feed(self, rows: list[list[int]]) -> Tensor:
-        """Put each row's tokens into the state; logits [B, vocabulary] after the last (anything after none)."""
-        longest, device = max(map(len, rows)), self.model.device
-        ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-        return self.model(ids, attention_mask=mask, past_key_values=self.state, logits_to_keep=1).logits[:, -1]
-
-
-def _selected(state: State, rows: Tensor) -> State:
-    chosen = copy.copy(state)
-    chosen.layers = [
-        replace(layer, keys=layer.keys[rows], values=layer.values[rows])
-        if isinstance(layer, AttentionState)
-        else replace(layer, memory=layer.memory[rows], tail=layer.tail[rows])
-        for layer in state.layers
-    ]
-    for name in State.COUNTERS:
-        setattr(chosen, name, getattr(state, name)[rows])
-    return chosen
 
 
 def _joined(states: Sequence[State]) -> State:

@@ -11,8 +11,8 @@ A full_attention layer keeps every token instead of a ring, so its part grows, b
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,19 +109,53 @@ class State:
         self.position.copy_(torch.maximum(self.position, largest + 1))
         self.count.add_(added)
 
-    def open_video(self) -> None:
-        """Begin a video here: `base` becomes the position of its first frame."""
-        self.base.copy_(self.position + self.run)
+    def open_video(self, mask: Tensor | None = None) -> None:
+        """Begin a video here: `base` becomes the position of its first frame. mask: [B] bool, which rows (None: all)."""
+        here = self.position + self.run
+        self.base.copy_(here if mask is None else torch.where(mask, here, self.base))
 
     def fork(self) -> "State":
         """An independent copy."""
-        branch = State.__new__(State)
-        branch.config, branch.bound = self.config, self.bound
+        return self._changed(Tensor.clone)
+
+    def take(self, rows: Sequence[int]) -> "State":
+        """Copies of some rows, a row as often as it is named."""
+        index = torch.tensor(rows, dtype=torch.int64, device=self.count.device)
+        return self._changed(lambda tensor: tensor.index_select(0, index))
+
+    def put(self, rows: Sequence[int], other: "State") -> None:
+        """Copy the rows of `other` into these rows, in place."""
+        index = torch.tensor(rows, dtype=torch.int64, device=self.count.device)
+        self.bound = max(self.bound, other.bound)
+        self.reserve(0)
+        for mine, theirs in zip(self.tensors().values(), other.tensors().values(), strict=True):
+            if mine.shape[1:] == theirs.shape[1:]:
+                mine.index_copy_(0, index, theirs.to(mine.device))
+            else:  # slots of a layer that grows
+                mine[index, :, : theirs.shape[2]] = theirs[:, :, : mine.shape[2]].to(mine.device)
+
+    def to(self, device: torch.device) -> "State":
+        """A copy on `device`."""
+        return self._changed(lambda tensor: tensor.to(device, copy=True))
+
+    def memory_norm(self) -> Tensor:
+        """[layers, B] norm of the memory of each Gated DeltaNet layer, mean over its heads."""
+        memories = [layer.memory for layer in self.layers if isinstance(layer, DeltaState)]
+        norms = [memory.flatten(2).norm(dim=-1).mean(-1) for memory in memories]
+        return torch.stack(norms) if norms else self.count.new_zeros(0, self.batch_size, dtype=torch.float32)
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> "State":
+        """The same with every tensor changed."""
+        made = State.__new__(State)
+        made.config, made.bound = self.config, self.bound
         with torch.inference_mode(False), torch.no_grad():
-            branch.layers = [_cloned(layer) for layer in self.layers]
+            made.layers = [
+                replace(layer, **{name: change(tensor) for name, tensor in _layer_tensors(layer)})
+                for layer in self.layers
+            ]
             for name in self.COUNTERS:
-                setattr(branch, name, getattr(self, name).clone())
-        return branch
+                setattr(made, name, change(getattr(self, name)))
+        return made
 
     def copy_(self, other: "State") -> "State":
         """Become a copy of `other`, in place. Raises ValueError where shapes differ."""
@@ -212,11 +246,6 @@ def _layer_tensors(layer: AttentionState | DeltaState) -> Iterator[tuple[str, Te
     for field in fields(layer):
         if isinstance(tensor := getattr(layer, field.name), Tensor):
             yield field.name, tensor
-
-
-def _cloned(layer: AttentionState | DeltaState) -> AttentionState | DeltaState:
-    tensors = {name: tensor.clone() for name, tensor in _layer_tensors(layer)}
-    return AttentionState(**tensors, grows=layer.grows) if isinstance(layer, AttentionState) else DeltaState(**tensors)
 
 
 def _grown(x: Tensor, slots: int) -> Tensor:

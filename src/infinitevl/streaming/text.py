@@ -1,7 +1,7 @@
 """Choosing tokens, and turning them into pieces of text."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,37 +39,49 @@ class Sampling:
         return self._generator
 
 
-def decode(
-    logits: Tensor,
-    feed: Callable[[list[int]], Tensor],
-    sampling: Sampling,
-    pieces: "TextPieces",
-    *,
-    limit: int,
-    ends: Collection[int],
-) -> Iterator[str]:
-    """Choose tokens from `logits` [vocabulary] on and feed them back, giving the text as it comes.
+class Writer:
+    """Writes one answer: chooses tokens, turns them into text, knows when it ends.
 
-    Ends at a token of `ends`, which is not fed, at a stop string, or after `limit` tokens. Every token that was
-    chosen has been fed when this ends, even when it is closed early.
+    It ends at a token of `ends`, at a stop string, or after `limit` tokens. tokens: chosen so far; reason: why it
+    ended, "stop" or "length", None before.
     """
-    unfed: list[int] = []
-    try:
-        for _ in range(limit):
-            token = sampling.choose(logits)
-            if token in ends:
-                break
-            unfed = [token]
-            if text := pieces.push(token):
+
+    def __init__(self, sampling: Sampling, pieces: "TextPieces", limit: int, ends: Collection[int]) -> None:
+        if limit < 1:
+            raise InfiniteVLError(f"max_new_tokens must be at least 1, not {limit}")
+        self.sampling, self.pieces, self.limit, self.ends = sampling, pieces, limit, ends
+        self.tokens = 0
+        self.reason: Literal["stop", "length"] | None = None
+
+    def write(self, logits: Tensor) -> tuple[int | None, str]:
+        """logits: [vocabulary] -> the next token, to be fed to the model, None at the end's own; text it completes."""
+        token = self.sampling.choose(logits)
+        if token in self.ends:
+            self.reason = "stop"
+            return None, self.pieces.flush()
+        self.tokens += 1
+        text = self.pieces.push(token)
+        if self.pieces.stopped:
+            self.reason = "stop"
+        elif self.tokens == self.limit:
+            self.reason = "length"
+            text += self.pieces.flush()
+        return token, text
+
+
+def decode(logits: Tensor, feed: Callable[[list[int]], Tensor], writer: Writer) -> Iterator[str]:
+    """The text as it comes. logits: [vocabulary] after the question; `feed` gives them after more tokens.
+
+    Every token that was chosen has been fed when this ends, even when it is closed early.
+    """
+    while writer.reason is None:
+        token, text = writer.write(logits)
+        try:
+            if text:
                 yield text
-            if pieces.stopped:
-                break
-            logits, unfed = feed(unfed), []
-        if text := pieces.flush():
-            yield text
-    finally:
-        if unfed:
-            feed(unfed)
+        finally:
+            if token is not None:
+                logits = feed([token])
 
 
 class TextPieces:

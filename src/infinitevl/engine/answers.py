@@ -1,0 +1,100 @@
+"""Answers on their way, from the prompt to the last token. Only the engine's thread is in here."""
+
+from collections.abc import Sequence
+from time import monotonic
+
+from torch import Tensor
+
+from infinitevl.engine.records import Answer, Frame, Watched, tell
+from infinitevl.engine.runner import Runner
+from infinitevl.engine.scheduler import Scheduler
+from infinitevl.engine.types import Answered, Delta, Observe, Reason
+
+
+class Answers:
+    """All that are being written."""
+
+    def __init__(self, runner: Runner, scheduler: Scheduler[Answer, Frame], observe: Observe) -> None:
+        self._runner, self._scheduler, self._observe = runner, scheduler, observe
+        self._going: dict[str, Answer] = {}
+
+    def __len__(self) -> int:
+        return len(self._going)
+
+    def add(self, answer: Answer) -> None:
+        self._going[answer.id] = answer
+        self._scheduler.prompts.append(answer)
+
+    def cancel(self, answer: str) -> None:
+        """Nothing happens where it has ended."""
+        if answer in self._going:
+            self._end(self._going[answer], "cancelled")
+
+    def cancel_all(self, watched: Watched | None = None) -> None:
+        """Of a stream, or of all."""
+        for answer in list(self._going.values()):
+            if watched is None or answer.watched is watched:
+                self._end(answer, "cancelled")
+
+    def fail(self, answers: Sequence[Answer], error: Exception) -> None:
+        for answer in answers:
+            self._end(answer, "error", (str(error) or type(error).__name__).splitlines()[0])
+
+    def prefill(self, answers: Sequence[Answer]) -> None:
+        """The next piece of some prompts; the first token of those that are whole then."""
+        for answer in answers:
+            if answer.remember and answer.watched:
+                answer.watched.session.phase = "answered"
+        for answer, logits in zip(answers, self._runner.prefill([a.prefill for a in answers]), strict=True):
+            if logits is not None:
+                self._scheduler.prompts.remove(answer)
+                self._scheduler.writing.append(answer)
+                self._put(answer, logits)
+
+    def write(self, answers: Sequence[Answer]) -> None:
+        """The next token of some answers."""
+        tokens = [answer.token or 0 for answer in answers]
+        rows = self._runner.write([answer.prefill.seat for answer in answers], tokens)
+        self._observe("batch_decode", len(answers))
+        for answer, logits in zip(answers, rows, strict=True):
+            self._put(answer, logits)
+
+    def _put(self, answer: Answer, logits: Tensor) -> None:
+        """Choose the next token, tell its text, end where it ends."""
+        answer.token, text = answer.writer.write(logits)
+        if answer.first is None:
+            answer.first = monotonic() - answer.asked
+            self._observe("first_token", answer.first)
+        self._observe("tokens", 1)
+        answer.text += text
+        if text:
+            tell(answer.told, Delta(text))
+        if answer.writer.reason:
+            self._end(answer, answer.writer.reason)
+
+    def _end(self, answer: Answer, reason: Reason, error: str | None = None) -> None:
+        """Let go of everything of an answer, and tell its end."""
+        del self._going[answer.id]
+        self._scheduler.forget(answer)
+        if answer.remember and answer.watched:
+            self._remember(answer, answer.watched)
+        else:
+            self._runner.pool.release(answer.prefill.seat)
+        seconds = monotonic() - answer.asked
+        self._observe("answers_failed" if reason == "error" else "answers", 1)
+        self._observe("answer_seconds", seconds)
+        tokens = answer.prefill.prompt.length, answer.writer.tokens
+        first, at = answer.first, (answer.time, answer.frames)
+        tell(answer.told, Answered(answer.text, reason, *at, *tokens, first, seconds, error))
+
+    def _remember(self, answer: Answer, watched: Watched) -> None:
+        """What was chosen becomes part of the stream; frames may follow."""
+        prefill = answer.prefill
+        if prefill.done:  # else nothing of it is in
+            while prefill.done < prefill.prompt.length:
+                self._runner.prefill([prefill])
+            if answer.token is not None:
+                self._runner.write([prefill.seat], [answer.token])
+            watched.session.stats.tokens += prefill.done + answer.writer.tokens
+            watched.dirty = True
+        watched.line.held = False

@@ -1,0 +1,127 @@
+"""What the engine keeps of every stream and every answer."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from infinitevl.engine.pool import Seat
+from infinitevl.engine.runner import Prefill
+from infinitevl.engine.scheduler import Line
+from infinitevl.engine.types import AnswerTold, FrameTold, MemoryNorms, Place, View
+from infinitevl.streaming.session import Session
+from infinitevl.streaming.text import Writer
+from infinitevl.video.sampling import Sampler
+
+log = logging.getLogger(__name__)
+RECENT = 10.0  # seconds over which rates are told
+MOST_NORMS = 512  # times at which the memory's norm is kept
+
+
+@dataclass(eq=False)
+class Frame:
+    """A frame that waits: uint8 [h, w, 3] of the size that the model takes."""
+
+    pixels: Tensor
+    time: float
+    arrived: float
+    told: FrameTold | None
+
+
+class Norms:
+    """The memory's norm over all of a stream's life: when there are too many times, every second one is kept."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.values: list[list[float]] = []
+        self._step, self._frames = 1, 0
+
+    def due(self) -> bool:
+        """Called after every frame: whether the norm is wanted."""
+        self._frames += 1
+        return (self._frames - 1) % self._step == 0
+
+    def add(self, at: float, values: list[float]) -> None:
+        self.times.append(at)
+        self.values.append(values)
+        if len(self.times) >= MOST_NORMS:
+            self.times, self.values, self._step = self.times[::2], self.values[::2], 2 * self._step
+
+    def told(self, layers: list[int]) -> MemoryNorms:
+        return MemoryNorms(layers, list(self.times), list(self.values))
+
+
+@dataclass(eq=False)
+class Watched:
+    """A stream. lock: held while a frame is handed in; saved: frames and Unix time of the last save; dirty: changed
+    since then; saving: a save is on its way; save_after: when the next may begin; gone: it was dropped."""
+
+    id: str
+    about: dict[str, Any]
+    session: Session
+    seat: Seat
+    line: Line[Frame]
+    sampler: Sampler | None
+    saved: tuple[int, float] | None = None
+    dirty: bool = False
+    saving: bool = False
+    gone: bool = False
+    save_after: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=64))  # when served, lag
+    norms: Norms = field(default_factory=Norms)
+
+    @property
+    def place(self) -> Place:
+        if self.seat.slot is not None:
+            return "slot"
+        return "disk" if self.seat.fetch else "host"
+
+    @property
+    def resting(self) -> bool:
+        """Nothing is to be done with it."""
+        return not (self.saving or self.line.waiting or self.line.held)
+
+    def view(self, state_bytes: int) -> View:
+        now = time.monotonic()
+        recent = [pair for pair in list(self.recent) if now - pair[0] <= RECENT]
+        fps = (len(recent) - 1) / (recent[-1][0] - recent[0][0]) if len(recent) > 1 else 0.0
+        stats = self.session.stats
+        return View(
+            self.id, self.about, self.session.fps, self.session.max_pixels, self.place, stats.frames, stats.tokens,
+            stats.dropped, len(self.line.waiting), self.session.last or 0.0, fps,
+            sum(lag for _, lag in recent) / len(recent) if recent else 0.0, state_bytes, self.saved,
+        )  # fmt: skip
+
+
+@dataclass(eq=False)
+class Answer:
+    """An answer on its way. watched: the stream that it is about (None: of a conversation); token: chosen, but not
+    yet fed."""
+
+    id: str
+    watched: Watched | None
+    prefill: Prefill
+    writer: Writer
+    told: AnswerTold
+    remember: bool
+    asked: float
+    time: float | None
+    frames: int
+    text: str = ""
+    token: int | None = None
+    first: float | None = None
+
+
+def tell(told: Callable[[Any], None] | None, what: Any) -> None:
+    """A listener that fails is its own fault."""
+    try:
+        if told:
+            told(what)
+    except Exception:
+        log.exception("a listener failed")

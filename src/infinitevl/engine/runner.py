@@ -1,0 +1,88 @@
+"""The one owner of tensors: puts frames into streams, prompts and tokens into answers, many at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from infinitevl.engine.pool import Pool, Seat
+from infinitevl.engine.prompt import MediaPrompt, Piece, TextPrompt
+from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
+from infinitevl.streaming.feeding import take_frames, take_text, take_tokens
+from infinitevl.streaming.session import Session
+
+CHUNK = 256  # tokens of a prompt that are put in at once: about a frame's
+
+
+@dataclass
+class Prefill:
+    """A prompt on its way into a seat."""
+
+    seat: Seat
+    prompt: TextPrompt | MediaPrompt
+    done: int = 0  # tokens that are in
+
+
+class Runner:
+    """Runs the model on rows of the pool."""
+
+    def __init__(self, model: InfiniteVLForConditionalGeneration, slots: int) -> None:
+        self.model, self.pool = model, Pool(model, slots)
+
+    @torch.inference_mode()
+    def watch(
+        self, seats: Sequence[Seat], sessions: Sequence[Session], pixels: Tensor, times: Sequence[float]
+    ) -> None:
+        """A frame for each of some streams. pixels: uint8 [B, h, w, 3] of a size that the model takes; times: on the
+        streams' clocks. Opens the videos of streams in which none is open."""
+        model = self.model
+        frames = pixels.to(model.device).repeat_interleave(model.processor.settings.temporal_patch_size, dim=0)
+        patches, (count, height, width) = model.processor.patches(frames, min_pixels=1, max_pixels=frames.numel())
+        features = model.encode(patches, ((count, height, width),)).unflatten(0, (count, -1))
+        before = [model.processor.encode(session.before_frame()) for session in sessions]
+        starts = [time if text else session.start for time, text, session in zip(times, before, sessions, strict=True)]
+        seconds = [[time - start] for time, start in zip(times, starts, strict=True)]
+        with self.pool.working(seats) as state:
+            if any(before):
+                take_text(model, state, before)
+                state.open_video(torch.tensor([bool(text) for text in before], device=model.device))
+            take_frames(model, state, features, (height, width), seconds)
+        for session, text, start, time in zip(sessions, before, starts, times, strict=True):
+            session.phase, session.start, session.last = "video", start, max(time, session.last or time)
+            session.stats.tokens += len(text) + features.shape[1]
+            session.stats.frames += 1
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[Prefill]) -> list[Tensor | None]:
+        """The next tokens of some prompts; logits [vocabulary] after those that are whole now."""
+        with self.pool.working([prompt.seat for prompt in prompts]) as state:
+            pieces = [self._piece(prompt, state.position[i]) for i, prompt in enumerate(prompts)]
+            lengths = [len(piece.embeds) for piece in pieces]
+            embeds, vision = (
+                pad_sequence([getattr(piece, name) for piece in pieces], batch_first=True)
+                for name in ("embeds", "vision")
+            )
+            places = pad_sequence([piece.positions.T for piece in pieces], batch_first=True)
+            logits = take_tokens(self.model, state, embeds, places.permute(2, 0, 1), vision, lengths)
+        for prompt, length in zip(prompts, lengths, strict=True):
+            prompt.done += length
+        return [
+            row if prompt.done == prompt.prompt.length else None for row, prompt in zip(logits, prompts, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def write(self, seats: Sequence[Seat], tokens: Sequence[int]) -> Tensor:
+        """A token for each of some answers; logits [B, vocabulary] after it."""
+        with self.pool.working(seats) as state:
+            return take_text(self.model, state, [[token] for token in tokens])
+
+    @torch.inference_mode()
+    def norms(self, seat: Seat) -> list[float]:
+        """Norm of the memory of every Gated DeltaNet layer."""
+        return self.pool.read(seat).memory_norm()[:, 0].tolist()
+
+    def _piece(self, prefill: Prefill, position: Tensor) -> Piece:
+        start = prefill.done
+        return prefill.prompt.piece(self.model, start, min(start + CHUNK, prefill.prompt.length), position)

@@ -1,0 +1,91 @@
+"""Streams to the store, behind the engine's back: copies are made by its thread, written by another."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from time import monotonic
+from typing import TypeVar
+
+from infinitevl.engine.pool import Pool
+from infinitevl.engine.records import Watched
+from infinitevl.engine.store import Store
+from infinitevl.engine.types import Budget, Observe
+from infinitevl.errors import StorageError
+from infinitevl.model.state import State
+from infinitevl.streaming.session import Session
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Saver:
+    """Writes streams that changed every `save_every` seconds, and moves those at rest out of the host's memory.
+
+    `wake` is called from the writing thread when a save has ended.
+    """
+
+    def __init__(self, store: Store, pool: Pool, budget: Budget, observe: Observe, wake: Callable[[], None]) -> None:
+        self._store, self._pool, self._budget, self._observe, self._wake = store, pool, budget, observe, wake
+        self._thread = ThreadPoolExecutor(1, "infinitevl store")
+
+    def submit(self, function: Callable[..., T], *args: object) -> Future[T]:
+        """Do something with the store after the saves that are on their way."""
+        return self._thread.submit(function, *args)
+
+    def seconds(self, streams: Iterable[Watched]) -> float | None:
+        """Until the next save is due; None: there is nothing to save."""
+        due = [watched.save_after for watched in streams if watched.dirty and not watched.saving]
+        return max(0.0, min(due) - monotonic()) if due else None
+
+    def work(self, streams: list[Watched]) -> None:
+        """Begin the saves that are due, and make room in the host's memory. From the engine's thread."""
+        now = monotonic()
+        for watched in streams:
+            if watched.dirty and not watched.saving and now >= watched.save_after:
+                self._begin(watched)
+        resting = [watched for watched in streams if watched.place == "host" and watched.resting]
+        for watched in sorted(resting, key=lambda w: w.seat.used)[: max(0, len(resting) - self._budget.host)]:
+            if watched.dirty or watched.saved is None:
+                self._begin(watched)  # it leaves when that is done
+            else:
+                watched.seat.host, watched.seat.fetch = None, partial(self._store.get, "streams", watched.id)
+
+    def close(self, streams: Iterable[Watched]) -> list[StorageError]:
+        """Write all that changed; what could not be written. The engine's thread has ended."""
+        self._thread.shutdown(wait=True)
+        return [error for watched in streams if watched.dirty and (error := self._last(watched))]
+
+    def _begin(self, watched: Watched) -> None:
+        watched.saving, watched.dirty = True, False
+        self.submit(self._write, watched, *copied(self._pool, watched))
+
+    def _write(self, watched: Watched, state: State, session: Session) -> None:
+        try:
+            if not watched.gone:
+                self._store.put("streams", watched.id, state, session, watched.about)
+                watched.saved = (session.stats.frames, time.time())
+                self._observe("saves", 1)
+        except Exception as error:  # whatever it is, the stream goes on, and is written later
+            log.warning("a stream could not be saved: %s", error)
+            self._observe("saves_failed", 1)
+            watched.dirty = True
+        watched.save_after = monotonic() + self._budget.save_every
+        watched.saving = False
+        self._wake()
+
+    def _last(self, watched: Watched) -> StorageError | None:
+        try:
+            self._store.put("streams", watched.id, *copied(self._pool, watched), watched.about)
+        except StorageError as error:
+            log.error("a stream could not be saved: %s", error)
+            return error
+        return None
+
+
+def copied(pool: Pool, watched: Watched) -> tuple[State, Session]:
+    """A stream's state in the host's memory, and its session, as they are now."""
+    session = replace(watched.session, stats=replace(watched.session.stats))
+    return pool.read(watched.seat), session
