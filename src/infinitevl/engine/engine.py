@@ -33,6 +33,7 @@ from infinitevl.video.preprocess import resize
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+CPU_FRAMES = 4  # at once: more make the others wait, and are no faster there
 LIVE_PERIOD = 0.1  # seconds in which a frame should be served where a stream has no rate
 
 
@@ -52,11 +53,14 @@ class Engine:
         observe: Observe = lambda name, value: None,
     ) -> None:
         self.model, self.budget, self.store, self._observe = model, budget or Budget(), store, observe
-        self._runner = Runner(model, self.budget.slots)
+        slots = self.budget.slots
+        self._runner = Runner(model, slots)
         pool = self._runner.pool
-        self.state_bytes = pool.state.nbytes // self.budget.slots
+        self.state_bytes = pool.state.nbytes // slots
         self._layers = [i for i, layer in enumerate(pool.state.layers) if isinstance(layer, DeltaState)]
-        self._scheduler: Scheduler[Answer, Frame] = Scheduler(self.budget.slots)
+        self._scheduler: Scheduler[Answer, Frame] = Scheduler(
+            slots, min(slots, CPU_FRAMES) if model.device.type == "cpu" else slots
+        )
         self._answers = Answers(self._runner, self._scheduler, observe)
         self._streams: dict[str, Watched] = {}
         self._ready = threading.Condition()  # guards the lines of the scheduler, and all below
@@ -108,6 +112,12 @@ class Engine:
         watched.about, watched.dirty = about, True
         self._wake()
 
+    def save(self, id: str) -> None:
+        """Write a stream to the store now; it is there when this returns. Raises NotFound, StorageError."""
+        watched = self._find(id)
+        if saver := self._saver:
+            self._call(lambda: saver.begin(watched)).result().result()
+
     def push(
         self,
         id: str,
@@ -119,13 +129,14 @@ class Engine:
     ) -> None:
         """Hand in a frame, uint8 RGB [H, W, 3]. Never waits for the model, only resizes the frame.
 
-        told: called once, with what became of it. wait: where the stream's queue is full, seconds to wait for room
-        before its oldest frame is dropped. Raises NotFound, Overloaded, or InfiniteVLError for what is no frame.
+        time: in seconds of its source (None: now, on this machine's clock); one that goes back continues the stream's
+        clock. told: called once, with what became of it. wait: where the stream's queue is full, seconds to wait for
+        room before its oldest frame is dropped. Raises NotFound, Overloaded, or InfiniteVLError for what is no frame.
         """
         arrived, watched = monotonic(), self._find(id)
         with watched.lock:  # frames of a stream come one after the other
             session = watched.session
-            whole, at = session.frame(frame), session.time(time)
+            whole, at = session.frame(frame), session.time(arrived - watched.opened if time is None else time)
             if watched.sampler is None or watched.sampler.take(at):
                 session.last = at
                 pixels = resize(whole[None], min_pixels=session.min_pixels, max_pixels=session.max_pixels)[0]
@@ -226,11 +237,13 @@ class Engine:
                 self._compute(step)
             if self._saver:
                 self._saver.work(list(self._streams.values()))
-        self._answers.cancel_all()
         with self._ready:
             self._ended = True
         for call in self._calls:
             call()
+        self._answers.cancel_all()
+        for watched in self._streams.values():
+            self._lose_frames(watched)
 
     def _next(self) -> tuple[list[Callable[[], None]], Step[Answer, Frame] | None]:
         """What is to be done now; after a wait, nothing."""
@@ -307,9 +320,13 @@ class Engine:
             self._scheduler.lines.pop(watched.id, None)
             watched.gone = True
         self._answers.cancel_all(watched)
+        self._lose_frames(watched)
+        self._runner.pool.release(watched.seat)
+
+    def _lose_frames(self, watched: Watched) -> None:
         for frame, _ in watched.line.waiting:
             tell(frame.told, FrameResult("dropped", frame.time, monotonic() - frame.arrived))
-        self._runner.pool.release(watched.seat)
+        watched.line.waiting.clear()
 
     # What the methods share.
 

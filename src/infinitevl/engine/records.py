@@ -58,8 +58,9 @@ class Norms:
 
 @dataclass(eq=False)
 class Watched:
-    """A stream. lock: held while a frame is handed in; saved: frames and Unix time of the last save; dirty: changed
-    since then; saving: a save is on its way; save_after: when the next may begin; gone: it was dropped."""
+    """A stream. opened: when, by this machine's clock; lock: held while a frame is handed in; saved: frames and Unix
+    time of the last save; dirty: changed since then; saving: a save is on its way; save_after: when the next may
+    begin; gone: it was dropped."""
 
     id: str
     about: dict[str, Any]
@@ -72,6 +73,7 @@ class Watched:
     saving: bool = False
     gone: bool = False
     save_after: float = 0.0
+    opened: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
     recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=64))  # when served, lag
     norms: Norms = field(default_factory=Norms)

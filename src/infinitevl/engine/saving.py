@@ -45,11 +45,11 @@ class Saver:
         now = monotonic()
         for watched in streams:
             if watched.dirty and not watched.saving and now >= watched.save_after:
-                self._begin(watched)
+                self.begin(watched)
         resting = [watched for watched in streams if watched.place == "host" and watched.resting]
         for watched in sorted(resting, key=lambda w: w.seat.used)[: max(0, len(resting) - self._budget.host)]:
             if watched.dirty or watched.saved is None:
-                self._begin(watched)  # it leaves when that is done
+                self.begin(watched)  # it leaves when that is done
             else:
                 watched.seat.host, watched.seat.fetch = None, partial(self._store.get, "streams", watched.id)
 
@@ -58,9 +58,10 @@ class Saver:
         self._thread.shutdown(wait=True)
         return [error for watched in streams if watched.dirty and (error := self._last(watched))]
 
-    def _begin(self, watched: Watched) -> None:
+    def begin(self, watched: Watched) -> Future[None]:
+        """Copy a stream, and have the copy written. From the engine's thread."""
         watched.saving, watched.dirty = True, False
-        self.submit(self._write, watched, *copied(self._pool, watched))
+        return self.submit(self._write, watched, *copied(self._pool, watched))
 
     def _write(self, watched: Watched, state: State, session: Session) -> None:
         try:
@@ -72,9 +73,11 @@ class Saver:
             log.warning("a stream could not be saved: %s", error)
             self._observe("saves_failed", 1)
             watched.dirty = True
-        watched.save_after = monotonic() + self._budget.save_every
-        watched.saving = False
-        self._wake()
+            raise
+        finally:
+            watched.save_after = monotonic() + self._budget.save_every
+            watched.saving = False
+            self._wake()
 
     def _last(self, watched: Watched) -> StorageError | None:
         try:

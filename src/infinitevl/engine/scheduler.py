@@ -26,6 +26,7 @@ class Line(Generic[Item]):
     waiting: deque[tuple[Item, Hashable]] = field(default_factory=deque)
     due: float = 0.0
     held: bool = False
+    turn: int = 0  # when it was last served, in steps
 
     def add(self, item: Item, kind: Hashable, now: float) -> Item | None:
         """Let a frame wait; the one that had to go, if any. kind: frames of one kind can be computed together."""
@@ -34,10 +35,10 @@ class Line(Generic[Item]):
         self.waiting.append((item, kind))
         return self.waiting.popleft()[0] if len(self.waiting) > self.room else None
 
-    def take(self, now: float) -> Item:
+    def take(self, now: float, turn: int) -> Item:
         """The oldest frame."""
         item, _ = self.waiting.popleft()
-        self.due = now + self.period
+        self.due, self.turn = now + self.period, turn
         return item
 
 
@@ -73,14 +74,15 @@ class Step(Generic[Job, Item]):
 
 class Scheduler(Generic[Job, Item]):
     """Frames go to streams in the order in which they are due, prompts in the order in which they came, tokens to all
-    answers in turn. `rows` are computed at once."""
+    answers in turn. At most `frames` streams, or `rows` answers, are computed at once."""
 
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
+    def __init__(self, rows: int, frames: int) -> None:
+        self.rows, self.frames = rows, frames
         self.lines: dict[Hashable, Line[Item]] = {}
         self.prompts: deque[Job] = deque()
         self.writing: deque[Job] = deque()
         self._shares = Shares(WEIGHTS)
+        self._turn = 0
 
     def next(self, now: float) -> Step[Job, Item] | None:
         """What is computed now; None where there is nothing. Frames leave their lines, prompts and answers stay."""
@@ -109,7 +111,8 @@ class Scheduler(Generic[Job, Item]):
 
     def _frames(self, ready: list[Line[Item]], now: float) -> list[tuple[Line[Item], Item]]:
         """One frame of each of the streams that are due first, of one kind."""
-        ready.sort(key=lambda line: line.due)
+        self._turn += 1
+        ready.sort(key=lambda line: (line.due, line.turn))
         kind = ready[0].waiting[0][1]
-        chosen = [line for line in ready if line.waiting[0][1] == kind][: self.rows]
-        return [(line, line.take(now)) for line in chosen]
+        chosen = [line for line in ready if line.waiting[0][1] == kind][: self.frames]
+        return [(line, line.take(now, self._turn)) for line in chosen]

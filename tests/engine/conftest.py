@@ -1,0 +1,24 @@
+"""A small model whose answers vary and depend on all that it has seen."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import randomise
+from infinitevl.engine.store import Store
+from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
+from infinitevl.model.random_model import random_model
+
+
+@pytest.fixture(scope="session")
+def model() -> Model:
+    torch.manual_seed(0)
+    made = random_model(0, sliding_window=48)
+    randomise(made)
+    return made.eval()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))

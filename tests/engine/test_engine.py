@@ -1,0 +1,411 @@
+"""Many streams in one engine are each what they would be alone, wherever their memory lies and whatever others do."""
+
+import random
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engine_kit import TOKENS, Frames, Listener, alone, ask, picture, running, watch
+
+from infinitevl.engine.engine import Engine
+from infinitevl.engine.runner import Runner
+from infinitevl.engine.store import Store
+from infinitevl.engine.types import Asking, Budget
+from infinitevl.errors import Conflict, InfiniteVLError, NotFound, Overloaded, StorageError, TooLarge
+from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
+from infinitevl.streaming.stream import Stream
+
+QUESTIONS = ["What is it?", "How many are there?", "Where?", "What was on the first sign, long ago?"]
+
+
+@pytest.mark.parametrize("slots", [2, 5])
+def test_beside_others_parked_and_restored_at_random_is_as_alone(model: Model, store: Store, slots: int):
+    """16 streams of three sizes, more than there are slots and places in the host's memory; the engine is closed and
+    started again on the way; questions come at any time. Every answer is that of a stream alone, greedy, float32."""
+    draw = random.Random(slots)
+    sizes = [(56, 84), (56, 56), (84, 84)]
+    films = [[picture(100 * i + t, *sizes[i % 3]) for t in range(8)] for i in range(16)]
+    expected, asked = [], []
+    engine = Engine(model, Budget(slots=slots, host=3, save_every=0.02), store)
+    try:
+        ids = [engine.open({"n": i}, fps=None) for i in range(16)]
+        for t in range(8):
+            frames = Frames()
+            for i in draw.sample(range(16), 16):
+                engine.push(ids[i], films[i][t], t / 2, frames, wait=60)
+            assert set(frames.wait(16)) == {"seen"}
+            for i in draw.sample(range(16), 3):
+                question, listener = draw.choice(QUESTIONS), Listener()
+                engine.ask(ids[i], question, Asking(max_tokens=TOKENS), listener)
+                asked.append(listener)
+                expected.append(alone(model, films[i][: t + 1], question))
+            if t == 4:
+                for listener in asked:
+                    listener.wait()
+                engine.close()
+                engine = Engine(model, Budget(slots=slots, host=3, save_every=0.02), store)
+                assert {engine.look(id).place for id in ids} == {"disk"}
+        assert [listener.wait().text for listener in asked] == expected
+        assert len(set(expected)) > 12, "answers that are all alike would show nothing"
+        assert {engine.look(id).place for id in ids} >= {"slot", "host"}
+        assert [engine.look(id).frames for id in ids] == [8] * 16
+    finally:
+        engine.close()
+
+
+def test_a_damaged_memory_is_noticed(model: Model, monkeypatch: pytest.MonkeyPatch):
+    """The test above can fail: a stream that takes another's place in the batch answers otherwise."""
+    films = [[picture(10 * i + t) for t in range(4)] for i in range(2)]
+    with running(model) as engine:
+        ids = [engine.open({}, fps=None) for _ in films]
+        for id, film in zip(ids, films, strict=True):
+            watch(engine, id, film)
+        pool = engine._runner.pool
+        a, b = (engine._streams[id].seat for id in ids)
+        rows = pool.state.take([b.slot, a.slot])
+        pool.state.put([a.slot, b.slot], rows)
+        assert ask(engine, ids[0]) == alone(model, films[1]) != alone(model, films[0])
+
+
+def test_an_answer_is_of_the_moment_of_the_question(model: Model):
+    """Frames go on while it is written, and it does not see them."""
+    film = [picture(t) for t in range(12)]
+    with running(model) as engine:
+        id = engine.open({}, fps=None)
+        watch(engine, id, film[:6])
+        listener = Listener()
+        engine.ask(id, "What is it?", Asking(max_tokens=40), listener)
+        watch(engine, id, film[6:], start=6)
+        answer = listener.wait()
+        assert answer.text == alone(model, film[:6], tokens=40)
+        assert (answer.frames, answer.time, answer.reason) == (6, 2.5, "length")
+        assert answer.completion_tokens == 40
+        assert ask(engine, id) == alone(model, film)
+
+
+def test_remembered_answers_are_part_of_the_stream(model: Model):
+    film = [picture(t) for t in range(6)]
+    stream = Stream(model, fps=None)
+    for i, frame in enumerate(film[:3]):
+        stream.see(frame, i / 2)
+    first = "".join(stream.ask("What?", remember=True, max_new_tokens=TOKENS))
+    for i, frame in enumerate(film[3:], 3):
+        stream.see(frame, i / 2)
+    second = "".join(stream.ask("And now?", max_new_tokens=TOKENS))
+    with running(model) as engine:
+        id = engine.open({}, fps=None)
+        watch(engine, id, film[:3])
+        listener, frames = Listener(), Frames()
+        engine.ask(id, "What?", Asking(max_tokens=TOKENS, remember=True), listener)
+        with pytest.raises(Conflict):
+            engine.ask(id, "What else?", Asking(remember=True), Listener())
+        for i, frame in enumerate(film[3:], 3):
+            engine.push(id, frame, i / 2, frames, wait=60)
+        assert listener.wait().text == first
+        assert frames.wait(3) == ["seen"] * 3
+        assert ask(engine, id, "And now?") == second
+        assert engine.look(id).tokens == stream.stats.tokens
+
+
+@pytest.mark.parametrize("remember", [False, True])
+def test_cancelled(model: Model, remember: bool):
+    """What was told is a beginning of the answer, all is let go of, and the stream goes on."""
+    film = [picture(t) for t in range(4)]
+    with running(model) as engine:
+        id = engine.open({}, fps=None)
+        watch(engine, id, film)
+        listener = Listener()
+        name = engine.ask(id, "What?", Asking(max_tokens=100_000, remember=remember), listener)
+        while len(listener.pieces) < 3:
+            time.sleep(0.001)
+        engine.cancel(name)
+        end = listener.wait()
+        assert end.reason == "cancelled"
+        assert alone(model, film, "What?", end.completion_tokens + 1).startswith(end.text)
+        engine.cancel(name)
+        watch(engine, id, film, start=4)
+        assert engine.load() == {"streams": 1, "slots": 1, "answers": 0, "waiting_frames": 0}
+
+
+def test_forks_and_snapshots(model: Model, store: Store):
+    film = [picture(t) for t in range(6)]
+    with running(model, store) as engine:
+        id = engine.open({"name": "first"}, fps=None)
+        watch(engine, id, film[:3])
+        branch = engine.fork(id, {"name": "second"})
+        engine.snapshot(id, "half", {"by": "me"})
+        with pytest.raises(Conflict, match="half"):
+            engine.snapshot(id, "half", {})
+        watch(engine, id, film[3:], start=3)
+        again = engine.open({}, snapshot="half")
+        assert ask(engine, id) == alone(model, film)
+        assert ask(engine, branch) == ask(engine, again) == alone(model, film[:3])
+        watch(engine, again, film[3:], start=3)
+        assert ask(engine, again) == alone(model, film)
+        assert (engine.look(branch).about, engine.look(branch).frames) == ({"name": "second"}, 3)
+        with pytest.raises(NotFound):
+            engine.open({}, snapshot="none")
+    stored = store.look("snapshots", "half")
+    assert (stored.about, stored.frames) == ({"by": "me"}, 3)
+
+
+def test_a_snapshot_is_a_saved_stream(model: Model, store: Store, tmp_path: Path):
+    film = [picture(t) for t in range(3)]
+    with running(model, store) as engine:
+        id = engine.open({}, fps=None)
+        watch(engine, id, film)
+        engine.snapshot(id, "here", {})
+    file = tmp_path / "copy"
+    file.write_bytes(b"".join(store.read("snapshots", "here")))
+    assert "".join(Stream.load(model, file).ask("What is it?", max_new_tokens=TOKENS)) == alone(model, film)
+
+
+def test_the_rate_and_the_clock_are_the_streams(model: Model):
+    with running(model) as engine:
+        id, frames = engine.open({}, fps=2.0), Frames()
+        for i in range(9):
+            engine.push(id, picture(i), i / 4, frames, wait=60)
+        assert sorted(frames.wait(9)) == ["seen"] * 5 + ["skipped"] * 4
+        engine.push(id, picture(9), 0.0, frames, wait=60)  # a new source
+        assert frames.wait(10)[-1] == "seen"
+        assert engine.look(id).seconds == 2.5
+
+
+def test_under_overload_the_newest_frames_stay(model: Model, monkeypatch: pytest.MonkeyPatch):
+    """The engine is stopped in a frame; of ten that come two wait; each is told of, answers come, memory is right."""
+    gate, inside, watch_them = threading.Event(), threading.Event(), Runner.watch
+
+    def slow(*args: object) -> None:
+        inside.set()
+        assert gate.wait(60)
+        watch_them(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Runner, "watch", slow)
+    film = [picture(t) for t in range(11)]
+    with running(model) as engine:
+        id, frames, listener = engine.open({}, fps=None), Frames(), Listener()
+        engine.push(id, film[0], 0.0, frames)
+        assert inside.wait(60)
+        for i in range(1, 11):
+            engine.push(id, film[i], i / 2, frames)
+        assert frames.wait(8) == ["dropped"] * 8
+        assert engine.look(id).waiting == 2
+        threading.Timer(0.05, gate.set).start()
+        engine.ask(id, "What is it?", Asking(max_tokens=TOKENS), listener)
+        assert frames.wait(11)[8:] == ["seen"] * 3
+        view = engine.look(id)
+        assert (view.frames, view.dropped, view.seconds) == (3, 8, 5.0)
+        assert listener.wait().reason == "length"
+        stream = Stream(model, fps=None)
+        for i in (0, 9, 10):
+            stream.see(film[i], i / 2)
+        assert ask(engine, id) == "".join(stream.ask("What is it?", max_new_tokens=TOKENS))
+
+
+def test_limits(model: Model, store: Store):
+    with running(model, store, streams=2, questions=1, prompt=80) as engine:
+        id, listener = engine.open({}), Listener()
+        engine.open({})
+        for full in (lambda: engine.open({}), lambda: engine.fork(id, {})):
+            with pytest.raises(Overloaded, match="2 streams"):
+                full()
+        name = engine.ask(id, "What?", Asking(max_tokens=100_000), listener)
+        with pytest.raises(Overloaded, match="1 questions"):
+            engine.ask(id, "What?", Asking(), Listener())
+        engine.cancel(name)
+        listener.wait()
+        with pytest.raises(TooLarge, match="at most 80"):
+            engine.ask(id, "What? " * 40, Asking(), Listener())
+        with pytest.raises(TooLarge, match="at most 80"):
+            engine.chat([{"role": "user", "content": "What? " * 40}], Asking(), Listener())
+        assert ask(engine, id), "refused questions leave no trace"
+        assert len(store.names("streams")) == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda e, id: e.ask(id, " ", Asking(), print), "the question is empty"),
+        (lambda e, id: e.ask(id, "What?", Asking(max_tokens=0), print), "at least 1"),
+        (lambda e, id: e.ask(id, "What?", Asking(temperature=-1), print), "temperature"),
+        (lambda e, id: e.push(id, np.zeros((4, 4), np.uint8)), r"uint8 \[H, W, 3\]"),
+        (lambda e, id: e.push(id, np.zeros((1, 400, 3), np.uint8)), "200 times longer"),
+        (lambda e, id: e.push(id, picture(0), float("nan")), "number of seconds"),
+        (lambda e, id: e.open({}, fps=0), "fps must be"),
+    ],
+)
+def test_what_cannot_be_used(model: Model, call, error: str):
+    with running(model) as engine:
+        id = engine.open({})
+        with pytest.raises(InfiniteVLError, match=error):
+            call(engine, id)
+        watch(engine, id, [picture(0)])
+        assert ask(engine, id) == alone(model, [picture(0)])
+
+
+def test_dropped_streams(model: Model, store: Store):
+    with running(model, store) as engine:
+        id, listener = engine.open({}), Listener()
+        engine.ask(id, "What?", Asking(max_tokens=100_000), listener)
+        engine.drop(id)
+        assert listener.wait().reason == "cancelled"
+        for use in (engine.look, engine.drop, engine.norms, lambda id: engine.push(id, picture(0))):
+            with pytest.raises(NotFound):
+                use(id)
+        assert engine.load() == {"streams": 0, "slots": 0, "answers": 0, "waiting_frames": 0}
+        assert store.names("streams") == []
+
+
+def test_conversations(model: Model):
+    """The same as generate, with pictures and a video, in pieces, beside streams that go on."""
+    messages = [
+        {"role": "user", "content": [
+            {"type": "image", "image": picture(1, 84, 56)}, {"type": "text", "text": "First."},
+            {"type": "video", "video": np.stack([picture(t) for t in range(30)]), "fps": 2.0},
+            {"type": "text", "text": "What came first? " * 20}, {"type": "image", "image": picture(2)},
+        ]},
+    ]  # fmt: skip
+    inputs = model.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+    out = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+    expected = model.processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    with running(model) as engine:
+        id, listener = engine.open({}, fps=None), Listener()
+        engine.chat(messages, Asking(max_tokens=TOKENS), listener)
+        watch(engine, id, [picture(t) for t in range(4)])
+        answer = listener.wait()
+        assert answer.text == expected
+        assert answer.prompt_tokens == inputs["input_ids"].shape[1] > 256, "more than one piece"
+        assert ask(engine, id) == alone(model, [picture(t) for t in range(4)])
+
+
+def test_a_damaged_stream_is_left_out_and_the_others_go_on(model: Model, store: Store):
+    film = [picture(t) for t in range(3)]
+    with running(model, store) as engine:
+        ids = [engine.open({}, fps=None) for _ in range(3)]
+        for id in ids:
+            watch(engine, id, film)
+    whole = Path(store.folder) / "streams"
+    header, tensors = (whole / f"{id}.safetensors" for id in ids[:2])
+    header.write_bytes(b"nonsense")
+    tensors.write_bytes(tensors.read_bytes()[:-1000])
+    with running(model, store) as engine:
+        assert set(engine.streams()) >= {ids[2]}
+        assert ids[0] not in engine.streams()
+        frames = Frames()
+        for id in ids[1:]:
+            if id in engine.streams():
+                engine.push(id, picture(3), 1.5, frames)
+        assert ask(engine, ids[2]) in {alone(model, film), alone(model, [*film, picture(3)])}
+        assert "seen" in frames.wait(1)
+        if ids[1] in engine.streams():
+            with pytest.raises(StorageError):
+                ask(engine, ids[1])
+    assert header.exists(), "what cannot be read is not thrown away"
+
+
+def test_a_full_disk_stops_nothing(model: Model, store: Store, monkeypatch: pytest.MonkeyPatch):
+    film = [picture(t) for t in range(4)]
+    engine = Engine(model, Budget(slots=2, host=1, save_every=0.01), store)
+    ids = [engine.open({}, fps=None) for _ in range(4)]
+
+    def full(*_: object) -> None:
+        raise StorageError("the store: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put", full)
+        for id in ids:
+            watch(engine, id, film)
+        with pytest.raises(StorageError, match="No space"):
+            engine.snapshot(ids[0], "none", {})
+        with pytest.raises(StorageError, match="No space"):
+            engine.open({})
+        assert [ask(engine, id) for id in ids] == [alone(model, film)] * 4
+        with pytest.raises(StorageError, match="No space"):
+            engine.close()
+    assert len(engine.streams()) == 4
+
+
+def test_a_step_that_fails_harms_nobody(model: Model, monkeypatch: pytest.MonkeyPatch):
+    film, encode, broken = [picture(t) for t in range(4)], Model.encode, threading.Event()
+
+    def failing(*args: object) -> object:
+        if broken.is_set():
+            raise RuntimeError("out of memory")
+        return encode(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Model, "encode", failing)
+    with running(model) as engine:
+        id, frames = engine.open({}, fps=None), Frames()
+        watch(engine, id, film[:2])
+        broken.set()
+        engine.push(id, picture(99), 1.0, frames)
+        assert frames.wait(1) == ["refused"]
+        broken.clear()
+        watch(engine, id, film[2:], start=3)
+        stream = Stream(model, fps=None)
+        for frame, at in zip(film, (0.0, 0.5, 1.5, 2.0), strict=True):
+            stream.see(frame, at)
+        assert ask(engine, id) == "".join(stream.ask("What is it?", max_new_tokens=TOKENS))
+
+
+def test_what_is_saved_is_there_after_a_crash(model: Model, store: Store):
+    """No close: a second engine finds what the first has told to be saved."""
+    film = [picture(t) for t in range(4)]
+    with running(model, store, save_every=1000.0) as engine:
+        id = engine.open({}, fps=None)
+        watch(engine, id, film[:2])
+        engine.describe(id, {"name": "gate"})
+        engine.save(id)
+        watch(engine, id, film[2:], start=2)
+        assert engine.look(id).saved[0] == 2
+        with running(model, Store(store.folder)) as other:
+            assert (other.look(id).about, other.look(id).frames) == ({"name": "gate"}, 2)
+            assert ask(other, id) == alone(model, film[:2])
+
+
+def test_frames_without_a_time_are_of_now(model: Model):
+    with running(model) as engine:
+        id, frames = engine.open({}, fps=None), Frames()
+        engine.push(id, picture(0), None, frames)
+        time.sleep(0.2)
+        engine.push(id, picture(1), None, frames)
+        frames.wait(2)
+        assert 0.2 <= frames.results[1].time - frames.results[0].time < 5
+
+
+def test_after_the_end(model: Model):
+    with running(model) as engine:
+        id, listener, frames = engine.open({}, fps=None), Listener(), Frames()
+        engine.ask(id, "What?", Asking(max_tokens=100_000, remember=True), listener)
+        for i in range(3):
+            engine.push(id, picture(i), i / 2, frames)
+    assert listener.wait().reason == "cancelled"
+    assert frames.wait(3) == ["dropped"] * 3
+    for late in (
+        lambda: engine.open({}),
+        lambda: engine.push(id, picture(0)),
+        lambda: engine.ask(id, "What?", Asking(), Listener()),
+        lambda: engine.chat([{"role": "user", "content": "What?"}], Asking(), Listener()),
+    ):
+        with pytest.raises(Overloaded, match="going down"):
+            late()
+    engine.cancel("answer-0")
+    engine.close()
+
+
+def test_memory_stays_the_same(model: Model):
+    """500 frames, 25 questions: no tensor of the pool is replaced, nothing waits in the end."""
+    with running(model) as engine:
+        id = engine.open({}, fps=None)
+        before = {name: tensor.data_ptr() for name, tensor in engine._runner.pool.state.tensors().items()}
+        for k in range(25):
+            watch(engine, id, [picture(t, 28, 28) for t in range(20)], start=20 * k)
+            ask(engine, id, max_tokens=2)
+        assert {name: tensor.data_ptr() for name, tensor in engine._runner.pool.state.tensors().items()} == before
+        assert engine.load() == {"streams": 1, "slots": 1, "answers": 0, "waiting_frames": 0}
+        norms = engine.norms(id)
+        assert (len(norms.times), norms.layers) == (500, [1, 2, 3, 5, 6, 7])
+        watch(engine, id, [picture(t, 28, 28) for t in range(20)], start=500)
+        assert len(engine.norms(id).times) < 300, "thinned when there are too many"
