@@ -62,7 +62,7 @@ def test_a_damaged_memory_is_noticed(model: Model, monkeypatch: pytest.MonkeyPat
         ids = [engine.open({}, fps=None) for _ in films]
         for id, film in zip(ids, films, strict=True):
             watch(engine, id, film)
-        pool = engine._runner.pool
+        pool = engine._pool
         a, b = (engine._streams[id].seat for id in ids)
         rows = pool.state.take([b.slot, a.slot])
         pool.state.put([a.slot, b.slot], rows)
@@ -399,11 +399,11 @@ def test_memory_stays_the_same(model: Model):
     """500 frames, 25 questions: no tensor of the pool is replaced, nothing waits in the end."""
     with running(model) as engine:
         id = engine.open({}, fps=None)
-        before = {name: tensor.data_ptr() for name, tensor in engine._runner.pool.state.tensors().items()}
+        before = {name: tensor.data_ptr() for name, tensor in engine._pool.state.tensors().items()}
         for k in range(25):
             watch(engine, id, [picture(t, 28, 28) for t in range(20)], start=20 * k)
             ask(engine, id, max_tokens=2)
-        assert {name: tensor.data_ptr() for name, tensor in engine._runner.pool.state.tensors().items()} == before
+        assert {name: tensor.data_ptr() for name, tensor in engine._pool.state.tensors().items()} == before
         assert engine.load() == {"streams": 1, "slots": 1, "answers": 0, "waiting_frames": 0}
         norms = engine.norms(id)
         assert (len(norms.times), norms.layers) == (500, [1, 2, 3, 5, 6, 7])

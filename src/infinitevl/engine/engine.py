@@ -5,26 +5,23 @@ import logging
 import threading
 import time as clock
 import uuid
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 
-from infinitevl.engine.answers import Answers
+from infinitevl.engine.loop import Loop
 from infinitevl.engine.pool import Seat
 from infinitevl.engine.prompt import MediaPrompt, TextPrompt, conversation
 from infinitevl.engine.records import Answer, Frame, Watched, tell
 from infinitevl.engine.runner import Prefill, Runner
-from infinitevl.engine.saving import Saver, copied
-from infinitevl.engine.scheduler import Line, Scheduler, Step
+from infinitevl.engine.saving import copied
+from infinitevl.engine.scheduler import Line
 from infinitevl.engine.store import Store
 from infinitevl.engine.types import AnswerTold, Asking, Budget, FrameResult, FrameTold, MemoryNorms, Observe, View
-from infinitevl.errors import Conflict, InfiniteVLError, NotFound, Overloaded, StorageError
+from infinitevl.errors import Conflict, NotFound, Overloaded, StorageError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.state import DeltaState
 from infinitevl.streaming.session import MIN_PIXELS, Session
@@ -32,8 +29,6 @@ from infinitevl.streaming.text import Sampling, TextPieces, Writer
 from infinitevl.video.preprocess import resize
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-CPU_FRAMES = 4  # at once: more make the others wait, and are no faster there
 LIVE_PERIOD = 0.1  # seconds in which a frame should be served where a stream has no rate
 
 
@@ -53,37 +48,25 @@ class Engine:
         observe: Observe = lambda name, value: None,
     ) -> None:
         self.model, self.budget, self.store, self._observe = model, budget or Budget(), store, observe
-        slots = self.budget.slots
-        self._runner = Runner(model, slots)
-        pool = self._runner.pool
-        self.state_bytes = pool.state.nbytes // slots
-        self._layers = [i for i, layer in enumerate(pool.state.layers) if isinstance(layer, DeltaState)]
-        self._scheduler: Scheduler[Answer, Frame] = Scheduler(
-            slots, min(slots, CPU_FRAMES) if model.device.type == "cpu" else slots
-        )
-        self._answers = Answers(self._runner, self._scheduler, observe)
-        self._streams: dict[str, Watched] = {}
-        self._ready = threading.Condition()  # guards the lines of the scheduler, and all below
-        self._calls: deque[Callable[[], None]] = deque()  # for the engine's thread, between steps
-        self._closing = self._ended = False
+        runner = Runner(model, self.budget.slots)
+        self._pool = runner.pool
+        self.state_bytes = self._pool.state.nbytes // self.budget.slots
+        self._layers = [i for i, layer in enumerate(self._pool.state.layers) if isinstance(layer, DeltaState)]
+        self._loop = Loop(runner, self.budget, store, observe)
+        self._streams, self._ready = self._loop.streams, self._loop.ready
         self._coming = 0  # questions that are on their way to the engine's thread
         self._talk = copy.deepcopy(model.processor)  # for conversations: a tokenizer is not for two threads
         self._talking = threading.Lock()
-        self._saver = Saver(store, pool, self.budget, observe, self._wake) if store else None
         for id in store.names("streams") if store else ():
             self._take_up(id)
-        self._thread = threading.Thread(target=self._run, name="infinitevl engine", daemon=True)
-        self._thread.start()
+        self._loop.start()
 
     def close(self) -> None:
         """Take no more, cancel the answers, write every stream that changed to the store, end the thread.
 
         Raises StorageError where a stream could not be written, after the others.
         """
-        self._closing = True
-        self._wake()
-        self._thread.join()
-        if self._saver and (failed := self._saver.close(self._streams.values())):
+        if failed := self._loop.close():
             raise failed[0]
 
     def open(
@@ -102,7 +85,7 @@ class Engine:
             return self._begin(about, Session.begin(self.model.processor, fps, MIN_PIXELS, max_pixels), Seat())
         if self.store is None:
             raise NotFound(f"there is no snapshot {snapshot}")
-        state = self._runner.pool.empty(Seat())
+        state = self._pool.empty(Seat())
         session, _ = self.store.get("snapshots", snapshot, state)
         return self._begin(about, session, Seat(host=state))
 
@@ -110,13 +93,13 @@ class Engine:
         """Replace what is kept with a stream; it is written to the store with the next save."""
         watched = self._find(id)
         watched.about, watched.dirty = about, True
-        self._wake()
+        self._loop.wake()
 
     def save(self, id: str) -> None:
         """Write a stream to the store now; it is there when this returns. Raises NotFound, StorageError."""
         watched = self._find(id)
-        if saver := self._saver:
-            self._call(lambda: saver.begin(watched)).result().result()
+        if saver := self._loop.saver:
+            self._loop.call(lambda: saver.begin(watched)).result().result()
 
     def push(
         self,
@@ -156,7 +139,7 @@ class Engine:
                 raise NotFound(f"there is no stream {id}")
             if asking.remember and watched.line.held:
                 raise Conflict("an answer is being written into this stream already")
-            seat = watched.seat if asking.remember else self._runner.pool.fork(watched.seat)
+            seat = watched.seat if asking.remember else self._pool.fork(watched.seat)
             watched.line.held = watched.line.held or asking.remember
             at = (watched.session.last, watched.session.stats.frames)
             return Answer(name, watched, Prefill(seat, prompt), writer, told, asking.remember, asked, *at)
@@ -178,13 +161,13 @@ class Engine:
 
     def cancel(self, answer: str) -> None:
         """End an answer; its `told` gets an Answered with the reason "cancelled". Unknown ids are ignored."""
-        self._call(lambda: self._answers.cancel(answer))
+        self._loop.call(lambda: self._loop.answers.cancel(answer))
 
     def fork(self, id: str, about: dict[str, Any]) -> str:
         """A second stream with the same memory, in the store when this returns. Raises NotFound, Overloaded."""
         watched = self._find(id)
         self._check_room()
-        state, session = self._call(lambda: copied(self._runner.pool, watched)).result()
+        state, session = self._loop.call(lambda: copied(self._pool, watched)).result()
         return self._begin(about, session, Seat(host=state))
 
     def snapshot(self, id: str, name: str, about: dict[str, Any]) -> None:
@@ -197,15 +180,15 @@ class Engine:
             raise StorageError("there is no store for snapshots")
         if self.store.holds("snapshots", name):
             raise Conflict(f"there is a snapshot {name} already")
-        state, session = self._call(lambda: copied(self._runner.pool, watched)).result()
+        state, session = self._loop.call(lambda: copied(self._pool, watched)).result()
         self.store.put("snapshots", name, state, session, about)
 
     def drop(self, id: str) -> None:
         """Forget a stream, in memory and in the store. Its answers are cancelled, its frames dropped."""
         watched = self._find(id)
-        self._call(lambda: self._leave(watched)).result()
-        if self._saver and self.store:
-            self._saver.submit(self.store.delete, "streams", id).result()
+        self._loop.call(lambda: self._loop.leave(watched)).result()
+        if self._loop.saver and self.store:
+            self._loop.saver.submit(self.store.delete, "streams", id).result()
 
     def look(self, id: str) -> View:
         """How a stream is doing. NotFound where there is none."""
@@ -222,111 +205,9 @@ class Engine:
     def load(self) -> dict[str, int]:
         """How full it is."""
         with self._ready:
-            waiting = sum(len(line.waiting) for line in self._scheduler.lines.values())
-        slots, answers = self._runner.pool.seated, len(self._answers) + self._coming
+            waiting = sum(len(line.waiting) for line in self._loop.scheduler.lines.values())
+        slots, answers = self._pool.seated, len(self._loop.answers) + self._coming
         return {"streams": len(self._streams), "slots": slots, "answers": answers, "waiting_frames": waiting}
-
-    # The engine's thread.
-
-    def _run(self) -> None:
-        while not self._closing:
-            calls, step = self._next()
-            for call in calls:
-                call()
-            if step:
-                self._compute(step)
-            if self._saver:
-                self._saver.work(list(self._streams.values()))
-        with self._ready:
-            self._ended = True
-        for call in self._calls:
-            call()
-        self._answers.cancel_all()
-        for watched in self._streams.values():
-            self._lose_frames(watched)
-
-    def _next(self) -> tuple[list[Callable[[], None]], Step[Answer, Frame] | None]:
-        """What is to be done now; after a wait, nothing."""
-        with self._ready:
-            calls = [self._calls.popleft() for _ in range(len(self._calls))]
-            step = None if calls else self._scheduler.next(monotonic())
-            if not (calls or step or self._closing):
-                self._ready.wait(self._saver.seconds(self._streams.values()) if self._saver else None)
-            return calls, step
-
-    def _compute(self, step: Step[Answer, Frame]) -> None:
-        began = monotonic()
-        if step.frames:
-            self._watch(self._at_hand(step))
-        elif step.prefill:
-            self._advance(self._answers.prefill, step.prefill)
-        else:
-            self._advance(self._answers.write, step.decode)
-        seconds = monotonic() - began
-        with self._ready:
-            self._scheduler.spent(step, seconds)
-            self._ready.notify_all()
-        self._observe("step_seconds", seconds)
-
-    def _advance(self, work: Callable[[list[Answer]], None], answers: list[Answer]) -> None:
-        try:
-            work(answers)
-        except Exception as error:  # these fail alone: the others go on
-            log.exception("answers failed")
-            self._answers.fail(answers, error)
-
-    def _at_hand(self, step: Step[Answer, Frame]) -> list[tuple[Watched, Frame]]:
-        """The streams and frames of a step. A stream that cannot be read from the store is left out."""
-        found = []
-        for line, frame in step.frames:
-            watched = self._streams[str(line.name)]
-            try:
-                self._runner.pool.fetch(watched.seat)
-                found.append((watched, frame))
-            except InfiniteVLError as error:
-                tell(frame.told, FrameResult("refused", frame.time, monotonic() - frame.arrived, str(error)))
-        return found
-
-    def _watch(self, batch: list[tuple[Watched, Frame]]) -> None:
-        if not batch:
-            return
-        try:
-            streams, frames = zip(*batch, strict=True)
-            pixels = torch.stack([frame.pixels for frame in frames])
-            times = [frame.time for frame in frames]
-            self._runner.watch([w.seat for w in streams], [w.session for w in streams], pixels, times)
-        except Exception:  # none of it was written: these frames are lost, their streams go on
-            log.exception("frames failed")
-            for _, frame in batch:
-                tell(frame.told, FrameResult("refused", frame.time, monotonic() - frame.arrived, "internal error"))
-            return
-        self._observe("frames", len(batch))
-        self._observe("batch_frames", len(batch))
-        for watched, frame in batch:
-            self._seen(watched, frame)
-
-    def _seen(self, watched: Watched, frame: Frame) -> None:
-        now = monotonic()
-        watched.dirty = True
-        watched.recent.append((now, now - frame.arrived))
-        if watched.norms.due():
-            watched.norms.add(frame.time, self._runner.norms(watched.seat))
-        self._observe("frame_lag", now - frame.arrived)
-        tell(frame.told, FrameResult("seen", frame.time, now - frame.arrived))
-
-    def _leave(self, watched: Watched) -> None:
-        with self._ready:
-            self._streams.pop(watched.id, None)
-            self._scheduler.lines.pop(watched.id, None)
-            watched.gone = True
-        self._answers.cancel_all(watched)
-        self._lose_frames(watched)
-        self._runner.pool.release(watched.seat)
-
-    def _lose_frames(self, watched: Watched) -> None:
-        for frame, _ in watched.line.waiting:
-            tell(frame.told, FrameResult("dropped", frame.time, monotonic() - frame.arrived))
-        watched.line.waiting.clear()
 
     # What the methods share.
 
@@ -335,7 +216,7 @@ class Engine:
         self._check_room()
         watched = self._watched(f"stream-{uuid.uuid4().hex[:16]}", about, session, seat)
         if self.store:
-            state = seat.host or self._runner.pool.empty(seat)
+            state = seat.host or self._pool.empty(seat)
             self.store.put("streams", watched.id, state, session, about)
             watched.saved = (session.stats.frames, clock.time())
         with self._ready:
@@ -362,11 +243,10 @@ class Engine:
 
     def _add(self, watched: Watched) -> None:
         self._streams[watched.id] = watched
-        self._scheduler.lines[watched.id] = watched.line
+        self._loop.scheduler.lines[watched.id] = watched.line
 
     def _check_room(self) -> None:
-        if self._closing:
-            raise Overloaded("the engine is going down")
+        self._loop.check_open()
         if len(self._streams) >= self.budget.streams:
             raise Overloaded(f"there are {self.budget.streams} streams already, and room for no more")
 
@@ -379,9 +259,8 @@ class Engine:
     def _enqueue(self, watched: Watched, frame: Frame, wait: float) -> None:
         line = watched.line
         with self._ready:
-            self._ready.wait_for(lambda: self._closing or watched.gone or len(line.waiting) < line.room, wait)
-            if self._closing:
-                raise Overloaded("the engine is going down")
+            self._ready.wait_for(lambda: self._loop.closing or watched.gone or len(line.waiting) < line.room, wait)
+            self._loop.check_open()
             if watched.gone:
                 raise NotFound(f"there is no stream {watched.id}")
             lost = line.add(frame, tuple(frame.pixels.shape), monotonic())
@@ -399,37 +278,14 @@ class Engine:
     def _admit(self, begin: Callable[[str], Answer]) -> str:
         """Let the engine's thread begin an answer between two steps; its id."""
         with self._ready:
-            if self._closing:
-                raise Overloaded("the engine is going down")
-            if len(self._answers) + self._coming >= self.budget.questions:
+            self._loop.check_open()
+            if len(self._loop.answers) + self._coming >= self.budget.questions:
                 raise Overloaded(f"{self.budget.questions} questions are being answered: there is room for no more")
             self._coming += 1
         name = f"answer-{uuid.uuid4().hex[:16]}"
         try:
-            self._call(lambda: self._answers.add(begin(name))).result()
+            self._loop.call(lambda: self._loop.answers.add(begin(name))).result()
         finally:
             with self._ready:
                 self._coming -= 1
         return name
-
-    def _call(self, function: Callable[[], T]) -> Future[T]:
-        """Have the engine's thread do something between two steps."""
-        future: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(function())
-            except Exception as error:
-                future.set_exception(error)
-
-        with self._ready:
-            if not self._ended:
-                self._calls.append(run)
-                self._ready.notify_all()
-                return future
-        run()
-        return future
-
-    def _wake(self) -> None:
-        with self._ready:
-            self._ready.notify_all()
