@@ -365,6 +365,62 @@ def test_what_is_saved_is_there_after_a_crash(model: Model, store: Store):
             assert ask(other, id) == alone(model, film[:2])
 
 
+def test_two_engines_share_a_store(model: Model, store: Store):
+    """A stream released by one goes on in another; one that another has taken, as after a crash, is let go of, and
+    never overwritten."""
+    film = [picture(t) for t in range(6)]
+    first = Engine(model, Budget(slots=2, save_every=0.05), store, shared=True)
+    second = Engine(model, Budget(slots=2, save_every=0.05), Store(store.folder), shared=True)
+    try:
+        handed, taken = (first.open({"n": i}, fps=None) for i in range(2))
+        for id in (handed, taken):
+            watch(first, id, film[:2])
+            with pytest.raises(NotFound):
+                second.look(id)
+        first.release(handed)
+        with pytest.raises(NotFound):
+            first.look(handed)
+        second.adopt(handed)
+        watch(second, handed, film[2:4], start=2)
+        assert ask(second, handed) == alone(model, film[:4])
+        first.save(taken)
+        second.adopt(taken)
+        watch(second, taken, film[2:], start=2)
+        watch(first, taken, film[2:3], start=2)
+        for _ in range(600):
+            if taken not in first.streams():
+                break
+            time.sleep(0.01)
+        assert taken not in first.streams()
+        second.release(taken)
+        first.adopt(taken)
+        assert ask(first, taken) == alone(model, film)
+        with pytest.raises(NotFound):
+            second.adopt("stream-0")
+    finally:
+        first.close()
+        second.close()
+
+
+def test_calls_do_not_keep_the_streams_waiting(model: Model):
+    with running(model) as engine:
+        id, stop = engine.open({}, fps=None), threading.Event()
+
+        def calls() -> None:
+            while not stop.is_set():
+                engine.cancel("none")
+
+        threads = [threading.Thread(target=calls) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            watch(engine, id, [picture(t) for t in range(3)])
+        finally:
+            stop.set()
+        for thread in threads:
+            thread.join()
+
+
 def test_frames_without_a_time_are_of_now(model: Model):
     with running(model) as engine:
         id, frames = engine.open({}, fps=None), Frames()

@@ -37,7 +37,8 @@ class Engine:
 
     Every method may be called from any thread; those that need the engine's thread wait for it to end a step.
     `told` is called from the engine's thread, or the caller's: it must return at once. Without a store streams end
-    with the engine.
+    with the engine. shared: other engines use the store too; then a stream of the store is taken up when `adopt` asks
+    for it, and let go of when another engine has adopted it.
     """
 
     def __init__(
@@ -46,19 +47,25 @@ class Engine:
         budget: Budget | None = None,
         store: Store | None = None,
         observe: Observe = lambda name, value: None,
+        *,
+        shared: bool = False,
     ) -> None:
         self.model, self.budget, self.store, self._observe = model, budget or Budget(), store, observe
         runner = Runner(model, self.budget.slots)
         self._pool = runner.pool
         self.state_bytes = self._pool.state.nbytes // self.budget.slots
         self._layers = [i for i, layer in enumerate(self._pool.state.layers) if isinstance(layer, DeltaState)]
-        self._loop = Loop(runner, self.budget, store, observe)
+        self._name = uuid.uuid4().hex if shared else None
+        self._loop = Loop(runner, self.budget, store, observe, self._name)
         self._streams, self._ready = self._loop.streams, self._loop.ready
         self._coming = 0  # questions that are on their way to the engine's thread
         self._talk = copy.deepcopy(model.processor)  # for conversations: a tokenizer is not for two threads
         self._talking = threading.Lock()
-        for id in store.names("streams") if store else ():
-            self._take_up(id)
+        for id in store.names("streams") if store and not shared else ():
+            try:
+                self._take_up(id)
+            except StorageError as error:
+                log.warning("a stream is left out: %s", error)
         self._loop.start()
 
     def close(self) -> None:
@@ -88,6 +95,23 @@ class Engine:
         state = self._pool.empty(Seat())
         session, _ = self.store.get("snapshots", snapshot, state)
         return self._begin(about, session, Seat(host=state))
+
+    def adopt(self, id: str) -> None:
+        """Take up a stream of a shared store as it was last saved, whoever held it before. NotFound, StorageError."""
+        if id in self._streams:
+            return
+        if self.store is None or self._name is None or not self.store.holds("streams", id):
+            raise NotFound(f"there is no stream {id[:80]}")
+        with self._ready:
+            self._check_room()
+        self.store.claim(id, self._name)
+        self._take_up(id)
+
+    def release(self, id: str) -> None:
+        """Write a stream to the store, and let go of it: another engine may adopt it. NotFound, StorageError."""
+        watched = self._find(id)
+        self.save(id)
+        self._loop.call(lambda: self._loop.leave(watched)).result()
 
     def describe(self, id: str, about: dict[str, Any]) -> None:
         """Replace what is kept with a stream; it is written to the store with the next save."""
@@ -218,6 +242,8 @@ class Engine:
         if self.store:
             state = seat.host or self._pool.empty(seat)
             self.store.put("streams", watched.id, state, session, about)
+            if self._name:
+                self.store.claim(watched.id, self._name)
             watched.saved = (session.stats.frames, clock.time())
         with self._ready:
             self._check_room()
@@ -225,17 +251,14 @@ class Engine:
         return watched.id
 
     def _take_up(self, id: str) -> None:
-        """A stream that lies in the store. A damaged one is left there, and logged."""
+        """A stream that lies in the store. StorageError for a damaged one."""
         assert self.store is not None
-        try:
-            stored = self.store.look("streams", id)
-        except StorageError as error:
-            log.warning("a stream is left out: %s", error)
-            return
+        stored = self.store.look("streams", id)
         seat = Seat(fetch=partial(self.store.get, "streams", id))
         watched = self._watched(id, stored.about, stored.session, seat)
         watched.saved = (stored.frames, stored.at)
-        self._add(watched)
+        with self._ready:
+            self._add(watched)
 
     def _watched(self, id: str, about: dict[str, Any], session: Session, seat: Seat) -> Watched:
         line: Line[Frame] = Line(id, 1 / session.fps if session.fps else LIVE_PERIOD, self.budget.waiting)

@@ -27,17 +27,20 @@ CPU_FRAMES = 4  # at once: more make the others wait, and are no faster there
 class Loop:
     """Runs in a thread of its own from `start` to `close`.
 
-    ready: guards the lines of the scheduler and `streams`; notified whenever anything changes.
+    name: of this engine, where others share the store. ready: guards the lines of the scheduler and `streams`;
+    notified whenever anything changes.
     """
 
-    def __init__(self, runner: Runner, budget: Budget, store: Store | None, observe: Observe) -> None:
+    def __init__(
+        self, runner: Runner, budget: Budget, store: Store | None, observe: Observe, name: str | None
+    ) -> None:
         slots, on_cpu = budget.slots, runner.model.device.type == "cpu"
         self.runner, self._observe = runner, observe
         self.scheduler: Scheduler[Answer, Frame] = Scheduler(slots, min(slots, CPU_FRAMES) if on_cpu else slots)
         self.answers = Answers(runner, self.scheduler, observe)
         self.streams: dict[str, Watched] = {}
         self.ready = threading.Condition()
-        self.saver = Saver(store, runner.pool, budget, observe, self.wake) if store else None
+        self.saver = Saver(store, runner.pool, budget, observe, self.wake, name) if store else None
         self.closing = self._ended = False
         self._calls: deque[Callable[[], None]] = deque()
         self._thread = threading.Thread(target=self._run, name="infinitevl engine", daemon=True)
@@ -97,12 +100,19 @@ class Loop:
                 self._compute(step)
             if self.saver:
                 self.saver.work(list(self.streams.values()))
+                self._let_go()
         with self.ready:
             self._ended = True
         self._answer_calls()
         self.answers.cancel_all()
         for watched in self.streams.values():
             self._lose_frames(watched)
+
+    def _let_go(self) -> None:
+        """Of streams that another engine has adopted."""
+        for watched in [watched for watched in self.streams.values() if watched.taken]:
+            log.warning("stream %s is held by another engine now", watched.id)
+            self.leave(watched)
 
     def _answer_calls(self) -> None:
         with self.ready:

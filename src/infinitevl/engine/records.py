@@ -60,7 +60,7 @@ class Norms:
 class Watched:
     """A stream. opened: when, by this machine's clock; lock: held while a frame is handed in; saved: frames and Unix
     time of the last save; dirty: changed since then; saving: a save is on its way; save_after: when the next may
-    begin; gone: it was dropped."""
+    begin; gone: it was dropped; taken: another engine holds it."""
 
     id: str
     about: dict[str, Any]
@@ -72,6 +72,7 @@ class Watched:
     dirty: bool = False
     saving: bool = False
     gone: bool = False
+    taken: bool = False
     save_after: float = 0.0
     opened: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)

@@ -24,11 +24,21 @@ T = TypeVar("T")
 class Saver:
     """Writes streams that changed every `save_every` seconds, and moves those at rest out of the host's memory.
 
-    `wake` is called from the writing thread when a save has ended.
+    `wake` is called from the writing thread when a save has ended. name: of the engine, where others share the store:
+    a stream that another has claimed is marked as taken, and not written.
     """
 
-    def __init__(self, store: Store, pool: Pool, budget: Budget, observe: Observe, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        pool: Pool,
+        budget: Budget,
+        observe: Observe,
+        wake: Callable[[], None],
+        name: str | None,
+    ) -> None:
         self._store, self._pool, self._budget, self._observe, self._wake = store, pool, budget, observe, wake
+        self._name = name
         self._thread = ThreadPoolExecutor(1, "infinitevl store")
 
     def submit(self, function: Callable[..., T], *args: object) -> Future[T]:
@@ -65,7 +75,8 @@ class Saver:
 
     def _write(self, watched: Watched, state: State, session: Session) -> None:
         try:
-            if not watched.gone:
+            watched.taken = self._claimed_by_another(watched.id)
+            if not (watched.gone or watched.taken):
                 self._store.put("streams", watched.id, state, session, watched.about)
                 watched.saved = (session.stats.frames, time.time())
                 self._observe("saves", 1)
@@ -79,9 +90,13 @@ class Saver:
             watched.saving = False
             self._wake()
 
+    def _claimed_by_another(self, id: str) -> bool:
+        return self._name is not None and self._store.holder(id) != self._name
+
     def _last(self, watched: Watched) -> StorageError | None:
         try:
-            self._store.put("streams", watched.id, *copied(self._pool, watched), watched.about)
+            if not self._claimed_by_another(watched.id):
+                self._store.put("streams", watched.id, *copied(self._pool, watched), watched.about)
         except StorageError as error:
             log.error("a stream could not be saved: %s", error)
             return error

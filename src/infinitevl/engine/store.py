@@ -20,6 +20,7 @@ from infinitevl.streaming.session import Session
 
 Kind = Literal["streams", "snapshots"]
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
+SUFFIX, CLAIM = ".safetensors", ".holder"
 PIECE = 1 << 20  # bytes
 MAX_HEADER = 1 << 24  # bytes
 
@@ -96,13 +97,27 @@ class Store:
             written = self._files.modified(path).timestamp()
             return Stored(name, session, about, self._files.size(path) or 0, written)
 
+    def claim(self, name: str, holder: str) -> None:
+        """Tell all that share the store who holds a stream from now on."""
+        path = self._path("streams", name).removesuffix(SUFFIX) + CLAIM
+        with _told(f"stream {name}"):
+            self._files.pipe_file(f"{path}.{holder}.partial", holder.encode())
+            self._files.mv(f"{path}.{holder}.partial", path)
+
+    def holder(self, name: str) -> str | None:
+        """Who claimed a stream last."""
+        path = self._path("streams", name).removesuffix(SUFFIX) + CLAIM
+        with _told(f"stream {name}"):
+            self._files.invalidate_cache()
+            return self._files.cat_file(path).decode() if self._files.exists(path) else None
+
     def names(self, kind: Kind) -> list[str]:
         """All that are there, whole or damaged."""
         with _told(f"{self.folder}/{kind}"):
             self._files.invalidate_cache()
             paths = self._files.ls(f"{self._root}/{kind}", detail=False)
         names = [Path(path).name for path in paths]
-        return sorted(name.removesuffix(".safetensors") for name in names if name.endswith(".safetensors"))
+        return sorted(name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX))
 
     def holds(self, kind: Kind, name: str) -> bool:
         with _told(f"{kind[:-1]} {name}"):
@@ -120,8 +135,10 @@ class Store:
     def delete(self, kind: Kind, name: str) -> None:
         """Nothing happens where there is none."""
         with _told(f"{kind[:-1]} {name}"):
-            if self._files.exists(self._path(kind, name)):
-                self._files.rm_file(self._path(kind, name))
+            path = self._path(kind, name)
+            for file in (path, path.removesuffix(SUFFIX) + CLAIM):
+                if self._files.exists(file):
+                    self._files.rm_file(file)
 
     @property
     def _local(self) -> bool:
@@ -130,7 +147,7 @@ class Store:
     def _path(self, kind: Kind, name: str) -> str:
         if not NAME.fullmatch(name):
             raise NotFound(f"there is no {kind[:-1]} of such a name: letters, digits, - _ and . make one")
-        return os.path.join(self._root, kind, f"{name}.safetensors")
+        return os.path.join(self._root, kind, f"{name}{SUFFIX}")
 
 
 def _parsed(extra: dict[str, str]) -> tuple[Session, dict[str, Any]]:
