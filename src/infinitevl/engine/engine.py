@@ -38,7 +38,7 @@ class Engine:
     Every method may be called from any thread; those that need the engine's thread wait for it to end a step.
     `told` is called from the engine's thread, or the caller's: it must return at once. Without a store streams end
     with the engine. shared: other engines use the store too; then a stream of the store is taken up when `adopt` asks
-    for it, and let go of when another engine has adopted it.
+    for it, and let go of when another engine has adopted it; `name` is what this one claims them by.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Engine:
         self._pool = runner.pool
         self.state_bytes = self._pool.state.nbytes // self.budget.slots
         self._layers = [i for i, layer in enumerate(self._pool.state.layers) if isinstance(layer, DeltaState)]
-        self._name = uuid.uuid4().hex if shared else None
-        self._loop = Loop(runner, self.budget, store, observe, self._name)
+        self.name = uuid.uuid4().hex if shared else None
+        self._loop = Loop(runner, self.budget, store, observe, self.name)
         self._streams, self._ready = self._loop.streams, self._loop.ready
         self._coming = 0  # questions that are on their way to the engine's thread
         self._talk = copy.deepcopy(model.processor)  # for conversations: a tokenizer is not for two threads
@@ -100,17 +100,26 @@ class Engine:
         """Take up a stream of a shared store as it was last saved, whoever held it before. NotFound, StorageError."""
         if id in self._streams:
             return
-        if self.store is None or self._name is None or not self.store.holds("streams", id):
+        if self.store is None or self.name is None or not self.store.holds("streams", id):
             raise NotFound(f"there is no stream {id[:80]}")
         with self._ready:
             self._check_room()
-        self.store.claim(id, self._name)
+        self.store.claim(id, self.name)
         self._take_up(id)
 
     def release(self, id: str) -> None:
-        """Write a stream to the store, and let go of it: another engine may adopt it. NotFound, StorageError."""
+        """Write a stream to the store, and let go of it: another engine may adopt it.
+
+        Raises NotFound, Conflict (an answer is being written into it), StorageError: it is held here still, then.
+        """
         watched = self._find(id)
-        self.save(id)
+        self._loop.call(lambda: _hold(watched)).result()
+        try:
+            if watched.dirty or watched.saving:
+                self.save(id)
+        except StorageError:
+            watched.line.held = False
+            raise
         self._loop.call(lambda: self._loop.leave(watched)).result()
 
     def describe(self, id: str, about: dict[str, Any]) -> None:
@@ -161,11 +170,10 @@ class Engine:
             prompt = TextPrompt(watched.session.question(self.model.processor, question), self.budget.prompt)
             if watched.gone:
                 raise NotFound(f"there is no stream {id}")
-            if asking.remember and watched.line.held:
-                raise Conflict("an answer is being written into this stream already")
+            if asking.remember:
+                _hold(watched)
             seat = watched.seat if asking.remember else self._pool.fork(watched.seat)
-            watched.line.held = watched.line.held or asking.remember
-            at = (watched.session.last, watched.session.stats.frames)
+            at = (watched.seen, watched.session.stats.frames)
             return Answer(name, watched, Prefill(seat, prompt), writer, told, asking.remember, asked, *at)
 
         return self._admit(begin)
@@ -242,8 +250,8 @@ class Engine:
         if self.store:
             state = seat.host or self._pool.empty(seat)
             self.store.put("streams", watched.id, state, session, about)
-            if self._name:
-                self.store.claim(watched.id, self._name)
+            if self.name:
+                self.store.claim(watched.id, self.name)
             watched.saved = (session.stats.frames, clock.time())
         with self._ready:
             self._check_room()
@@ -262,7 +270,7 @@ class Engine:
 
     def _watched(self, id: str, about: dict[str, Any], session: Session, seat: Seat) -> Watched:
         line: Line[Frame] = Line(id, 1 / session.fps if session.fps else LIVE_PERIOD, self.budget.waiting)
-        return Watched(id, about, session, seat, line, session.sampler())
+        return Watched(id, about, session, seat, line, session.sampler(), session.last)
 
     def _add(self, watched: Watched) -> None:
         self._streams[watched.id] = watched
@@ -312,3 +320,10 @@ class Engine:
             with self._ready:
                 self._coming -= 1
         return name
+
+
+def _hold(watched: Watched) -> None:
+    """Take no frames for a while."""
+    if watched.line.held:
+        raise Conflict("an answer is being written into this stream already")
+    watched.line.held = True

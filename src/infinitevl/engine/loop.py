@@ -181,7 +181,7 @@ class Loop:
 
     def _seen(self, watched: Watched, frame: Frame) -> None:
         now = monotonic()
-        watched.dirty = True
+        watched.dirty, watched.seen = True, frame.time
         watched.recent.append((now, now - frame.arrived))
         if watched.norms.due():
             watched.norms.add(frame.time, self.runner.norms(watched.seat))

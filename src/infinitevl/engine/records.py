@@ -58,9 +58,9 @@ class Norms:
 
 @dataclass(eq=False)
 class Watched:
-    """A stream. opened: when, by this machine's clock; lock: held while a frame is handed in; saved: frames and Unix
-    time of the last save; dirty: changed since then; saving: a save is on its way; save_after: when the next may
-    begin; gone: it was dropped; taken: another engine holds it."""
+    """A stream. seen: time of the newest frame in memory; saved: frames and Unix time of the last save; dirty:
+    changed since then; saving: a save is on its way; save_after: when the next may begin; gone: it was let go of;
+    taken: another engine holds it; opened: when, by this machine's clock; lock: held while a frame is handed in."""
 
     id: str
     about: dict[str, Any]
@@ -68,6 +68,7 @@ class Watched:
     seat: Seat
     line: Line[Frame]
     sampler: Sampler | None
+    seen: float | None = None
     saved: tuple[int, float] | None = None
     dirty: bool = False
     saving: bool = False
@@ -97,7 +98,7 @@ class Watched:
         stats = self.session.stats
         return View(
             self.id, self.about, self.session.fps, self.session.max_pixels, self.place, stats.frames, stats.tokens,
-            stats.dropped, len(self.line.waiting), self.session.last or 0.0, fps,
+            stats.dropped, len(self.line.waiting), self.seen or 0.0, fps,
             sum(lag for _, lag in recent) / len(recent) if recent else 0.0, state_bytes, self.saved,
         )  # fmt: skip
 

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from time import monotonic
@@ -38,7 +39,7 @@ class Saver:
         name: str | None,
     ) -> None:
         self._store, self._pool, self._budget, self._observe, self._wake = store, pool, budget, observe, wake
-        self._name = name
+        self._name, self._look_after = name, 0.0
         self._thread = ThreadPoolExecutor(1, "infinitevl store")
 
     def submit(self, function: Callable[..., T], *args: object) -> Future[T]:
@@ -46,8 +47,9 @@ class Saver:
         return self._thread.submit(function, *args)
 
     def seconds(self, streams: Iterable[Watched]) -> float | None:
-        """Until the next save is due; None: there is nothing to save."""
+        """Until something is due; None: there is nothing to do."""
         due = [watched.save_after for watched in streams if watched.dirty and not watched.saving]
+        due += [self._look_after] if self._name else []
         return max(0.0, min(due) - monotonic()) if due else None
 
     def work(self, streams: list[Watched]) -> None:
@@ -56,6 +58,9 @@ class Saver:
         for watched in streams:
             if watched.dirty and not watched.saving and now >= watched.save_after:
                 self.begin(watched)
+        if self._name and now >= self._look_after:
+            self._look_after = now + self._budget.save_every
+            self.submit(self._look_at_claims, streams)
         resting = [watched for watched in streams if watched.place == "host" and watched.resting]
         for watched in sorted(resting, key=lambda w: w.seat.used)[: max(0, len(resting) - self._budget.host)]:
             if watched.dirty or watched.saved is None:
@@ -76,7 +81,7 @@ class Saver:
     def _write(self, watched: Watched, state: State, session: Session) -> None:
         try:
             watched.taken = self._claimed_by_another(watched.id)
-            if not (watched.gone or watched.taken):
+            if not watched.taken:
                 self._store.put("streams", watched.id, state, session, watched.about)
                 watched.saved = (session.stats.frames, time.time())
                 self._observe("saves", 1)
@@ -89,6 +94,12 @@ class Saver:
             watched.save_after = monotonic() + self._budget.save_every
             watched.saving = False
             self._wake()
+
+    def _look_at_claims(self, streams: list[Watched]) -> None:
+        for watched in streams:
+            with suppress(StorageError):  # it is looked at again
+                watched.taken = watched.taken or self._claimed_by_another(watched.id)
+        self._wake()
 
     def _claimed_by_another(self, id: str) -> bool:
         return self._name is not None and self._store.holder(id) != self._name
@@ -104,6 +115,6 @@ class Saver:
 
 
 def copied(pool: Pool, watched: Watched) -> tuple[State, Session]:
-    """A stream's state in the host's memory, and its session, as they are now."""
-    session = replace(watched.session, stats=replace(watched.session.stats))
+    """A stream's state in the host's memory, and its session, as of the newest frame in memory."""
+    session = replace(watched.session, last=watched.seen, stats=replace(watched.session.stats))
     return pool.read(watched.seat), session
