@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from harness import Ceilings, ceilings, machine, relative_error, report
+from harness import relative_error, report
 from infinitevl import ops
+from infinitevl.machine import Ceilings, ceilings, machine
 from infinitevl.ops.triton import attention as wa
 from infinitevl.ops.triton import step as step_ops
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from harness import Ceilings, ceilings, machine, relative_error, report, seconds_of
+from harness import relative_error, report
 from infinitevl import ops
+from infinitevl.machine import Ceilings, ceilings, machine, seconds_of
 from infinitevl.ops.triton import delta_rule_backward, delta_rule_forward
 
 DEVICE = torch.device("cuda")

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from harness import Ceilings, ceilings, machine, relative_error, report, seconds_of
+from harness import relative_error, report
 from infinitevl import ops
+from infinitevl.machine import Ceilings, ceilings, machine, seconds_of
 
 HEADS, KEY, VALUE = 16, 128, 256
 QUERY_HEADS, KV_HEADS, HEAD, WINDOW = 16, 2, 128, 8192

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -23,3 +25,26 @@ def test_backends(op: str):
     CALLS[op](backend="reference")
     with pytest.raises(ValueError, match="unknown backend 'cuda-magic': choose one of reference, eager"):
         CALLS[op](backend="cuda-magic")
+
+
+def test_using_a_backend():
+    """It holds in the block, for what it has and what names no other."""
+    usual = {op: ops.implementation(op, X.device) for op in CALLS}
+    with ops.using("reference"):
+        assert all(ops.implementation(op, X.device).__module__ == "infinitevl.ops.reference" for op in CALLS)
+        assert ops.implementation("write_ring", X.device, "eager").__module__ == "infinitevl.ops.eager.attention"
+        with ops.using("fla"):
+            assert ops.implementation("gated_delta_rule", X.device).__module__ == "infinitevl.ops.fla"
+            assert ops.implementation("write_ring", X.device) == usual["write_ring"]
+        assert ops.implementation("write_ring", X.device).__module__ == "infinitevl.ops.reference"
+    with pytest.raises(RuntimeError), ops.using("reference"):
+        raise RuntimeError
+    assert {op: ops.implementation(op, X.device) for op in CALLS} == usual
+    with pytest.raises(ValueError, match="unknown backend 'cuda-magic'"), ops.using("cuda-magic"):
+        pass
+
+
+def test_using_a_backend_leaves_other_threads_alone():
+    with ops.using("reference"), ThreadPoolExecutor(1) as pool:
+        other = pool.submit(ops.implementation, "write_ring", X.device).result()
+    assert other.__module__ == "infinitevl.ops.eager.attention"

@@ -43,7 +43,7 @@ def load(
     """
     name = box() if name is None else name
     register()
-    chosen = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = parse_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None:
         dtype = torch.float32 if chosen.type == "cpu" else "auto"
     _check_place(str(name))
@@ -51,7 +51,7 @@ def load(
         _check_type(name)
         processor = InfiniteVLProcessor.from_pretrained(name)
         loaded: Any = InfiniteVLForConditionalGeneration.from_pretrained(
-            str(name), dtype=_dtype(dtype), output_loading_info=True, ignore_mismatched_sizes=True
+            str(name), dtype=parse_dtype(dtype), output_loading_info=True, ignore_mismatched_sizes=True
         )
         model, report = loaded
         _check_complete(name, report)
@@ -64,7 +64,8 @@ def load(
     return model
 
 
-def _device(device: str | torch.device) -> torch.device:
+def parse_device(device: str | torch.device) -> torch.device:
+    """Raises InfiniteVLError for a device that is not here."""
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
@@ -113,7 +114,8 @@ def _check_complete(name: str | Path, report: dict[str, Any]) -> None:
         raise InfiniteVLError(f"{name} has {tensor} of shape {list(found)}, not {list(expected)}")
 
 
-def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """A dtype by its name, or "auto". Raises InfiniteVLError."""
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
     found = getattr(torch, {"fp32": "float32", "bf16": "bfloat16", "fp64": "float64"}.get(dtype, dtype), None)

@@ -51,6 +51,17 @@ def random_config(processor: InfiniteVLProcessor, **text: object) -> InfiniteVLC
     )  # fmt: skip
 
 
+def random_weights(
+    config: InfiniteVLConfig, processor: InfiniteVLProcessor, device: torch.device, dtype: torch.dtype, seed: int = 0
+) -> InfiniteVLForConditionalGeneration:
+    """A model of any sizes, made where and as it is wanted."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
+        torch.manual_seed(seed)
+        model = InfiniteVLForConditionalGeneration._from_config(config, dtype=dtype)
+    model.processor = processor
+    return model.eval()
+
+
 def random_model(seed: int = 0, **text: object) -> InfiniteVLForConditionalGeneration:
     """A model of random weights in float32 on the CPU, with its processor."""
     processor = InfiniteVLProcessor(byte_tokenizer())

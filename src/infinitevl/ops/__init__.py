@@ -1,8 +1,8 @@
 """The four operations of the model, each behind one dispatch function.
 
 Every operation has a readable twin in `reference` (token by token, any floating dtype) and an `eager` PyTorch
-version (chunked, differentiable, any device) with exactly the same signature, and some have a `triton` one, loaded
-when it is asked for. `implementation` is the only place that chooses between them.
+version (chunked, differentiable, any device) with exactly the same signature, and some have a `triton` one, or one
+by flash-linear-attention (`fla`), loaded when it is asked for. `implementation` is the only place that chooses.
 
 Shapes: B rows, T tokens, H heads, K key and V value width per head, C channels, D head width, G key/value heads.
 
@@ -12,26 +12,50 @@ lengths: [B] int64 or None. Row b holds `lengths[b]` tokens followed by padding.
     another token; what it contains (even NaN) does not matter, and what comes out at it is unspecified but finite.
 seq_idx: [B, T] integer or None. Sequences packed in a row are numbered, tokens of one sequence are neighbours.
     Nothing passes from one sequence to the next. An initial state belongs to the first, the final to the last.
-backend: "reference", "eager", "triton", or None to choose by device.
+backend: "reference", "eager", "triton", "fla", or None to choose by device, or what `using` prefers.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 
 import torch
 from torch import Tensor
 
-BACKENDS = {name: f"{__name__}.{name}" for name in ("reference", "eager", "triton")}
+BACKENDS = {name: f"{__name__}.{name}" for name in ("reference", "eager", "triton", "fla")}
+_preferred: ContextVar[str | None] = ContextVar("preferred backend", default=None)
+
+
+@contextmanager
+def using(backend: str) -> Iterator[None]:
+    """In this block and thread, `backend` computes what is called without one, as far as it can: it may lack some
+    operations, which stay what they are without it. For comparisons of whole models. Raises ValueError.
+    """
+    _module(backend)
+    token = _preferred.set(backend)
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
 
 
 def implementation(op: str, device: torch.device, backend: str | None = None):
     """The function that computes `op` on `device`. Raises ValueError for a backend that does not exist or lacks it."""
+    preferred = _preferred.get()
+    if backend is None and preferred is not None and hasattr(_module(preferred), op):
+        backend = preferred
     name = backend or "eager"
-    if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
-    function = getattr(import_module(BACKENDS[name]), op, None)
+    function = getattr(_module(name), op, None)
     if function is None:
         raise ValueError(f"backend {name!r} has no {op}")
     return function
+
+
+def _module(backend: str):
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    return import_module(BACKENDS[backend])
 
 
 def gated_delta_rule(

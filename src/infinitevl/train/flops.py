@@ -9,21 +9,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from infinitevl.data.encode import Encoder
 from infinitevl.data.packing import Batch
 from infinitevl.data.worlds import Part, WorldBatches
+from infinitevl.machine import KNOWN, device_name
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.train.adapters import add_adapters
 from infinitevl.train.recipes import Recipe
 from infinitevl.train.stages import Objective, Stage, select
 
-PEAKS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12}  # FLOP/s in bf16, without sparsity
-
 
 def peak(device: torch.device) -> float | None:
-    """FLOP/s of one device; None where they are not known."""
-    return PEAKS.get(device_name(device))
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    """FLOP/s of one device in bfloat16; None where they are not known."""
+    known = KNOWN.get(device_name(device))
+    return None if known is None else known[1]
 
 
 def flops_per_token(

@@ -2,6 +2,7 @@
 
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from infinitevl.model.configuration import InfiniteVLConfig
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 
 SHARED = (
@@ -18,16 +19,20 @@ def as_qwen(teacher: InfiniteVLForConditionalGeneration) -> Qwen2_5_VLForConditi
     """The same weights in transformers' own class, on the CPU in float32, which gives the same logits at the same
     positions. ValueError for a model that is no Qwen2.5-VL.
     """
-    text, vision = teacher.config.text_config.to_dict(), teacher.config.vision_config.to_dict()
+    model = Qwen2_5_VLForConditionalGeneration(qwen_config(teacher.config))
+    model.load_state_dict({name: tensor.float().cpu() for name, tensor in teacher.state_dict().items()})
+    return model.eval()
+
+
+def qwen_config(teacher: InfiniteVLConfig) -> Qwen2_5_VLConfig:
+    """The same sizes in transformers' own class. ValueError for those of no Qwen2.5-VL."""
+    text, vision = teacher.text_config.to_dict(), teacher.vision_config.to_dict()
     if set(text["layer_types"]) != {"full_attention"}:
         raise ValueError("only a model of full attention layers is a Qwen2.5-VL")
     if text["head_dim"] * text["num_attention_heads"] != text["hidden_size"]:
         raise ValueError("the heads of a Qwen2.5-VL share its hidden size")
-    config = Qwen2_5_VLConfig(
+    return Qwen2_5_VLConfig(
         text_config={name: text[name] for name in TEXT},
         vision_config={name: value for name, value in vision.items() if name != "model_type"},
-        **{name: getattr(teacher.config, name) for name in SHARED},
+        **{name: getattr(teacher, name) for name in SHARED},
     )
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    model.load_state_dict({name: tensor.float().cpu() for name, tensor in teacher.state_dict().items()})
-    return model.eval()
