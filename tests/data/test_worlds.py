@@ -1,18 +1,25 @@
 """StreamWorld as training data."""
 
 import pickle
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from infinitevl import load
 from infinitevl.data import worlds
 from infinitevl.data.encode import Encoder
 from infinitevl.data.packing import Batch
+from infinitevl.data.sample import BadSample
+from infinitevl.data.streamworld import Episode
+from infinitevl.data.streamworld.cards import Card
 from infinitevl.data.worlds import MEMORY, VISUAL, Part, WorldBatches, conversation, world_sample
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.random_model import random_model
+from infinitevl.train.recipes import BINDINGS, CARDS, EVERYTHING, PAIRS
 
 SIZE = 112  # the encoder makes 56 of it, 4 tokens a frame
 PARTS = (
@@ -103,3 +110,97 @@ def test_an_episode_without_questions_is_passed_over(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(worlds, "sample", lambda *_, **__: next(made))
     batch = world(parts=PARTS[:1])[0]
     assert (batch.lengths > 200).all()
+
+
+@pytest.fixture(scope="module")
+def bindings() -> list[Episode]:
+    """Of the part of `nano` that teaches them."""
+    with pytest.MonkeyPatch.context() as patch:
+        kept = keep(patch, "episode")
+        for seed in range(300):
+            world_sample(BINDINGS, np.random.default_rng(seed), SIZE)
+    return kept
+
+
+def keep(patch: pytest.MonkeyPatch, name: str) -> list[Episode]:
+    """What a maker of episodes makes from now on."""
+    make, kept = getattr(worlds, name), list[Episode]()
+
+    def spy(*rest: Any, **options: Any) -> Episode:
+        kept.append(make(*rest, **options))
+        return kept[-1]
+
+    patch.setattr(worlds, name, spy)
+    return kept
+
+
+def asked_places(made: Episode) -> list[int]:
+    """Where in the order of showing the cards stand that are asked about."""
+    names = [" ".join(card.key[::-1]) for card in made.cards]
+    return [next(i for i, name in enumerate(names) if name in question.question) for question in made.questions]
+
+
+def test_every_card_of_a_binding_is_asked_about_once(bindings: list[Episode]):
+    for made in bindings:
+        places = asked_places(made)
+        assert sorted(places) == list(range(len(made.cards)))
+        assert [made.cards[place].value for place in places] == [question.answer for question in made.questions]
+        assert len({card.key for card in made.cards}) == len({card.value for card in made.cards}) == len(made.cards)
+    cards = [len(made.cards) for made in bindings]
+    assert set(cards) == set(range(1, 11)) and np.mean(np.array(cards) > 1) > 0.9
+
+
+def test_only_the_key_tells_which_value_is_asked_for(bindings: list[Episode]):
+    """Not its sort, nor when its card was shown, nor where, nor the value itself."""
+    several = [made for made in bindings if len(made.cards) > 1]
+    for made in several:
+        assert len({card.value.isdigit() for card in made.cards}) == 1
+    for trait in (lambda card: card.start, lambda card: card.box[0], lambda card: card.value):
+        ranks = [rank(made, trait) for made in several]
+        assert abs(np.mean(ranks) - 0.5) < 0.06 and 0.35 < np.mean([r for r in ranks if r in (0, 1)]) < 0.65
+
+
+def rank(made: Episode, trait: Callable[[Card], Any]) -> float:
+    """Which card is asked about first, in the order of a trait: 0 the first, 1 the last."""
+    asked = made.cards[asked_places(made)[0]]
+    order = sorted(made.cards, key=trait)
+    return order.index(asked) / (len(order) - 1)
+
+
+def test_pairs_are_two_cards():
+    for seed in range(20):
+        told = world_sample(PAIRS, np.random.default_rng(seed), SIZE)
+        assert len(told.messages) == 4 and told.messages[1] != told.messages[3]
+
+
+def test_a_part_comes_during_its_steps():
+    text = Part(1.0, groups=("text",), during=(0.5, 1.0))
+    parts = (Part(1.0, frames=(1, 2), during=(0.0, 0.5)), text, Part(0.2, frames=(1, 2), groups=("read",)))
+    made = world(parts=parts)
+    chances = [made._chances(step).round(3).tolist() for step in range(4)]
+    assert chances == [[0.833, 0, 0.167]] * 2 + [[0, 0.833, 0.167]] * 2
+    alternating = world(parts=parts[:2])
+    assert [bool(alternating[step].frames) for step in range(4)] == [True, True, False, False]
+
+
+def test_cards_are_read_at_a_glance(monkeypatch: pytest.MonkeyPatch):
+    kept = keep(monkeypatch, "sample")
+    for seed in range(40):
+        world_sample(CARDS, np.random.default_rng(seed), SIZE)
+    kinds = [question.kind for made in kept for question in made.questions]
+    assert np.mean([kind in ("whole_card", "card_value", "card_icon") for kind in kinds]) > 0.5
+
+
+SHARES = (25, 10, 20, 25, 25, 12, 5, 3)  # percent of the tokens; pairs come before the other bindings
+
+
+@pytest.mark.parametrize(("part", "share"), tuple(zip(EVERYTHING, SHARES, strict=True)))
+def test_the_shares_of_the_mixture(part: Part, share: int):
+    """A weight is a share over the tokens of an episode."""
+    model = load()
+    encoder = Encoder(model.processor, model.config, max_tokens=1920, min_pixels=784, max_pixels=SIZE**2)
+    rng, lengths = np.random.default_rng(0), list[int]()
+    while len(lengths) < 80:
+        with suppress(BadSample):
+            lengths.append(len(encoder(world_sample(part, rng, SIZE))))
+    assert part.weight * np.mean(lengths) == pytest.approx(share, rel=0.15)

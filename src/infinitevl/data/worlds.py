@@ -12,13 +12,14 @@ from infinitevl.data.forking import started
 from infinitevl.data.packing import Batch, fill_row, pack
 from infinitevl.data.sample import VIDEO_MARK, BadSample, Sample
 from infinitevl.data.streamworld.episodes import Episode, episode, sample, text_questions
+from infinitevl.data.streamworld.layout import SHORTEST
 from infinitevl.data.streamworld.questions import Question
 from infinitevl.errors import InfiniteVLError
 
 VISUAL = ("read", "see", "move")
 GLANCE = ("describe", "describe", "read", "see")  # what one frame shows
 MEMORY = ("recall", "order")
-MOST_CARDS = 12  # of a test of memory
+MOST_CARDS = 16  # of a test of memory
 MOST_REFUSED = 64  # episodes in a row that do not fit
 
 
@@ -27,7 +28,9 @@ class Part:
     """One kind of episode in a mixture.
 
     frames: shortest and longest; questions: per episode, asked on the way; groups: of StreamWorld; cards: facts to
-    remember, None for a random number; at_end: a test of memory, with all questions after the last frame.
+    remember, None for a random number; at_end: a test of memory, with all questions after the last frame, whose
+    answers the key alone tells: all values are numbers, or all are words. during: from which part of the steps to
+    which it comes, 0 the first and 1 the end; what else comes keeps its weight.
     """
 
     weight: float
@@ -36,6 +39,7 @@ class Part:
     groups: tuple[str, ...] = VISUAL
     cards: int | None = None
     at_end: bool = False
+    during: tuple[float, float] = (0.0, 1.0)
 
 
 class WorldBatches(Dataset):
@@ -66,10 +70,9 @@ class WorldBatches(Dataset):
     def _samples(self, step: int) -> Iterator[Encoded]:
         """Without end; episodes that are too long are passed over, since there are always more."""
         rng = np.random.default_rng((self.seed, step, self.rank))
-        weights = np.array([part.weight for part in self.parts])
-        refused = 0
+        chances, refused = self._chances(step), 0
         while refused < MOST_REFUSED:
-            part = self.parts[rng.choice(len(self.parts), p=weights / weights.sum())]
+            part = self.parts[rng.choice(len(self.parts), p=chances)]
             try:
                 encoded, refused = self.encoder(world_sample(part, rng, self.size)), 0
             except BadSample as error:
@@ -78,6 +81,12 @@ class WorldBatches(Dataset):
                 yield encoded
         raise InfiniteVLError(f"{refused} episodes in a row do not fit into a batch: {reason}")
 
+    def _chances(self, step: int) -> np.ndarray:
+        """Of every part, to be the kind of an episode."""
+        done = step / self.steps
+        weights = np.array([part.weight * (part.during[0] <= done < part.during[1]) for part in self.parts])
+        return weights / weights.sum()
+
 
 def world_sample(part: Part, rng: np.random.Generator, size: int) -> Sample:
     """A conversation about a new episode of this kind; without a message where it leaves nothing to ask."""
@@ -85,8 +94,9 @@ def world_sample(part: Part, rng: np.random.Generator, size: int) -> Sample:
     if part.groups == ("text",):
         return conversation(None, text_questions(seed, "train", part.questions))
     if part.at_end:
-        cards = min(part.cards or int(rng.integers(1, MOST_CARDS + 1)), max(1, frames // 8))
-        made = episode(seed, "train", frames=frames, cards=cards, asked=min(part.questions, cards), size=size)
+        cards = min(part.cards or int(rng.integers(1, MOST_CARDS + 1)), max(1, frames // (SHORTEST + 1)))
+        asked = min(part.questions, cards)
+        made = episode(seed, "train", frames=frames, cards=cards, asked=asked, alike=True, size=size)
     else:
         made = sample(
             seed, "train", frames=frames, questions=part.questions, groups=part.groups, cards=part.cards, size=size

@@ -178,6 +178,20 @@ def test_move() -> None:
             assert states[-1 - question.age].visible > 0
 
 
+def test_all_ways() -> None:
+    for episode, question in of("all_ways"):
+        moments = episode.moments[question.frame - 4 : question.frame + 1]
+        assert not any(moment.card for moment in moments)
+        before, now = ({s.thing: s for s in moment.sights} for moment in (moments[0], moments[-1]))
+        told = []
+        for sight in sorted((s for s in now.values() if not s.outside), key=lambda s: s.x):
+            dx, dy = sight.x - before[sight.thing].x, sight.y - before[sight.thing].y
+            still = way(dx, dy, "moving") == "still"
+            where = "still" if still else way(dx, dy, "direction")
+            told.append(f"{sight.thing.colour} {sight.thing.shape} {where}")
+        assert question.answer == ", ".join(told)
+
+
 def way(dx: float, dy: float, kind: str) -> str:
     if kind == "moving":
         return "moving" if abs(dx) + abs(dy) >= 4 else "still"

@@ -49,6 +49,14 @@ def test_several_questions_are_about_different_cards() -> None:
     assert {question.facts for question in questions} == set(range(8))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_of_values_alike_only_the_key_tells_one(seed: int) -> None:
+    made = episode(seed, "train", cards=8, asked=8, alike=True)
+    assert len({card.key for card in made.cards}) == len({card.value for card in made.cards}) == 8
+    assert len({card.value.isdigit() for card in made.cards}) == 1
+    assert {question.rivals for question in made.questions} == {7}
+
+
 def test_lazily_the_same_as_at_once() -> None:
     ticks = list(recall(5, "test", Recall(age=20), size=224))
     made = recall(5, "test", Recall(age=20), size=224).episode()

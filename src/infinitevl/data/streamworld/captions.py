@@ -2,22 +2,27 @@
 
 from itertools import pairwise
 
-from infinitevl.data.streamworld.perception import clear, name
+from infinitevl.data.streamworld.perception import GLANCE, clear, name, undisturbed, way
 from infinitevl.data.streamworld.truths import Context, Truth
 from infinitevl.data.streamworld.vocabulary import HELD_OUT_PAIRS, chance_of, pairs
+from infinitevl.data.streamworld.world import Sight
 
 GAP = 4.0  # units between the middles of neighbours that make their order clear
 
 
 def things(at: Context) -> Truth | None:
     """Colour and shape of every thing, from left to right."""
-    sights = sorted(clear(at) or [], key=lambda sight: sight.x)
-    close = any(b.x - a.x < GAP for a, b in pairwise(sights))
-    if not sights or close:
+    sights = _in_order(at)
+    return _listed(at, sights, [name(sight.thing.pair) for sight in sights])
+
+
+def ways(at: Context) -> Truth | None:
+    """The same, and where every thing moves."""
+    sights = _in_order(at) if undisturbed(at, GLANCE) else []
+    moved = [way(at, sight.thing) for sight in sights]
+    if not all(moved):
         return None
-    shown = [sight.thing.pair for sight in sights]
-    held_out = any(pair in HELD_OUT_PAIRS for pair in shown)
-    return Truth(", ".join(map(name, shown)), len(pairs(at.split)) ** -len(shown), held_out=held_out)
+    return _listed(at, sights, [f"{name(s.thing.pair)} {where}" for s, where in zip(sights, moved, strict=True)])
 
 
 def sign(at: Context) -> Truth | None:
@@ -36,3 +41,14 @@ def card(at: Context) -> Truth | None:
         return None
     chance = chance_of(shown.value) / len(pairs(at.split))
     return Truth(f"{name(shown.key)}, {shown.value}", chance, held_out=shown.key in HELD_OUT_PAIRS)
+
+
+def _in_order(at: Context) -> list[Sight]:
+    """All things from left to right; none where two are in no clear order."""
+    sights = sorted(clear(at) or [], key=lambda sight: sight.x)
+    return [] if any(b.x - a.x < GAP for a, b in pairwise(sights)) else sights
+
+
+def _listed(at: Context, sights: list[Sight], lines: list[str]) -> Truth | None:
+    held_out = any(sight.thing.pair in HELD_OUT_PAIRS for sight in sights)
+    return Truth(", ".join(lines), len(pairs(at.split)) ** -len(lines), held_out=held_out) if lines else None

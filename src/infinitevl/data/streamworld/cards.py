@@ -96,13 +96,18 @@ def endless(seed: int, split: Split, every: int, frames: tuple[int, int]) -> Car
     return plan
 
 
-def draw_bindings(rng: np.random.Generator, split: Split, count: int) -> list[tuple[Pair, Value]]:
-    """Different keys bound to different values, so that a key tells the value and a value the key."""
+def draw_bindings(rng: np.random.Generator, split: Split, count: int, alike: bool = False) -> list[tuple[Pair, Value]]:
+    """Different keys bound to different values, so that a key tells the value and a value the key.
+
+    alike: all values are numbers or all are words, so that nothing else does.
+    """
     keys, values = pairs(split), dict[Value, None]()
     if count > len(keys):
         raise InfiniteVLError(f"{count} cards: there are only {len(keys)} keys in {split}")
     while len(values) < count:
-        values[draw_value(rng)] = None
+        value = draw_value(rng)
+        if not alike or all(is_number(value) == is_number(other) for other in values):
+            values[value] = None
     return [(keys[i], value) for i, value in zip(rng.permutation(len(keys))[:count], values, strict=True)]
 
 

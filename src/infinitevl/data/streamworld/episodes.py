@@ -165,10 +165,11 @@ def episode(
     between: int | None = None,
     updated: bool = False,
     asked: int = 1,
+    alike: bool = False,
     size: int = UNIT,
 ) -> Episode:
     """A test of memory, see Recall, as an episode."""
-    return recall(seed, split, Recall(frames, cards, age, between, updated, asked), size=size).episode()
+    return recall(seed, split, Recall(frames, cards, age, between, updated, asked, alike), size=size).episode()
 
 
 def text_questions(seed: int, split: Split, number: int) -> list[Question]:

@@ -21,7 +21,8 @@ class Recall:
 
     The target was last visible `age` frames before the last frame, and `between` cards began since; what is
     None is random. With `updated`, one of the cards before the target has its key and another value of the
-    same sort; all other keys, and all values, differ. `asked` - 1 questions about other cards follow.
+    same sort; all other keys, and all values, differ. With `alike`, all values are of one sort, so that which
+    of them is asked about only the key tells. `asked` - 1 questions about other cards follow.
     """
 
     frames: int = 64
@@ -30,13 +31,14 @@ class Recall:
     between: int | None = None
     updated: bool = False
     asked: int = 1
+    alike: bool = False
 
     def lay_out(self, rng: np.random.Generator, split: Split) -> tuple[list[Card], Card]:
         """All cards in order, and the target. InfiniteVLError where they do not fit into the frames."""
         spans, target = self._anywhere(rng) if self.age is None else self._around(rng, self.age)
         if not self.updated <= target < self.cards or not 1 <= self.asked <= self.cards - self.updated:
             raise InfiniteVLError(f"too few cards for {self}")
-        bindings = draw_bindings(rng, split, self.cards)
+        bindings = draw_bindings(rng, split, self.cards, self.alike)
         if self.updated:
             key, value = bindings[target]
             bindings[int(rng.integers(target))] = key, draw_like(rng, value)

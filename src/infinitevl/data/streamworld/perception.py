@@ -113,11 +113,7 @@ def sign_place(at: Context) -> Truth | None:
 
 def direction(at: Context) -> Truth | None:
     sight = _pick(at, [s for s in _watched(at) if _steady(at, s.thing)])
-    if sight is None:
-        return None
-    forward = _path(at, sight.thing)[-1] > _path(at, sight.thing)[0]
-    ways = ("left", "right") if sight.thing.axis == 0 else ("up", "down")
-    return _about(sight, ways[forward], 1 / 4, shape=sight.thing.shape)
+    return sight and _about(sight, way(at, sight.thing), 1 / 4, shape=sight.thing.shape)
 
 
 def moving(at: Context) -> Truth | None:
@@ -130,7 +126,7 @@ def moving(at: Context) -> Truth | None:
 def left(at: Context) -> Truth | None:
     """The one thing that went out of the frame in the last frames, and was clearly visible before."""
     gone = [thing for thing, outside in _crossings(at) if outside[-1] and not all(outside)]
-    if len(gone) != 1 or not _undisturbed(at, RECENT):
+    if len(gone) != 1 or not undisturbed(at, RECENT):
         return None
     thing = gone[0]
     shown = [i for i in range(at.index - CROSSING, at.index) if _visible(at, i, thing) > 0]
@@ -143,10 +139,20 @@ def left(at: Context) -> Truth | None:
 def entered(at: Context) -> Truth | None:
     """The one thing that was out of the frame some frames ago, and now is clearly visible."""
     come = [thing for thing, outside in _crossings(at) if not outside[-1] and any(outside)]
-    if len(come) != 1 or not _undisturbed(at, GLANCE) or _visible(at, at.index, come[0]) < CLEAR:
+    if len(come) != 1 or not undisturbed(at, GLANCE) or _visible(at, at.index, come[0]) < CLEAR:
         return None
     pair = come[0].pair
     return Truth(name(pair), 1 / len(pairs(at.split)), held_out=pair in HELD_OUT_PAIRS)
+
+
+def way(at: Context, thing: Thing) -> str:
+    """Where it went in the last frames, `still` or, where that is not clear, nothing."""
+    if thing.motion == "still":
+        return "still"
+    if not _steady(at, thing):
+        return ""
+    forward = _path(at, thing)[-1] > _path(at, thing)[0]
+    return (("left", "right") if thing.axis == 0 else ("up", "down"))[forward]
 
 
 def name(pair: tuple[str, str]) -> str:
@@ -186,7 +192,7 @@ def _pick(at: Context, sights: list[Sight]) -> Sight | None:
     return sights[at.rng.integers(len(sights))] if sights else None
 
 
-def _undisturbed(at: Context, frames: int) -> bool:
+def undisturbed(at: Context, frames: int) -> bool:
     """Whether this frame and so many before it belong to one scene and show no card."""
     first = at.index - frames
     same = first >= at.moment.scene.start
@@ -195,7 +201,7 @@ def _undisturbed(at: Context, frames: int) -> bool:
 
 def _watched(at: Context) -> list[Sight]:
     """Things that were clearly visible in all the last frames, with no other of their shape about."""
-    if not _undisturbed(at, GLANCE):
+    if not undisturbed(at, GLANCE):
         return []
     frames = range(at.index - GLANCE, at.index)
     about = {sight.thing for i in frames for sight in at.world.sights(i) if not sight.outside}

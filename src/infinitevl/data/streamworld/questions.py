@@ -47,6 +47,7 @@ KINDS: dict[str, dict[str, Callable[[Context], Truth | None]]] = {
     },
     "describe": {
         "all_things": captions.things,
+        "all_ways": captions.ways,
         "whole_sign": captions.sign,
         "whole_card": captions.card,
     },
