@@ -28,14 +28,14 @@ types: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/ops.py
-	$(BIN)/python benchmarks/stream.py
+	$(BIN)/infinitevl bench $(MODEL)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --no-deps --retries 0 --constraint constraints.txt --extra-index-url $(TORCH_INDEX) torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,eval,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,eval,serve,dev]'
 	touch $@
 
 clean:

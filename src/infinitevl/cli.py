@@ -116,6 +116,132 @@ def chat(**options: Any) -> int:
     return run(ChatOptions(**options))
 
 
+@commands.command(short_help="Serve the model to many streams and clients.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; others need a key.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
+@click.option(
+    "--api-key", "api_keys", multiple=True, metavar="KEY", help="Who may use it; also INFINITEVL_API_KEYS=A,B."
+)
+@click.option("--state-dir", metavar="FOLDER", help="Streams survive restarts here.")
+@click.option("--replicas", type=AT_LEAST_1, help="Many, on a Ray cluster; --state-dir may be s3://BUCKET/FOLDER.")
+@click.option("--slots", type=AT_LEAST_1, default=8, show_default=True, help="Streams on the device at once.")
+@click.option("--max-streams", type=AT_LEAST_1, default=256, show_default=True, help="Streams in all.")
+@click.option("--streams-per-key", type=AT_LEAST_1, default=64, show_default=True, help="Streams of a key.")
+@click.option("--questions-per-key", type=AT_LEAST_1, default=16, show_default=True, help="Answered at once.")
+@click.option("--max-body", type=AT_LEAST_1, default=32, show_default=True, help="MiB of a request or a frame.")
+@click.option("--max-upload", type=AT_LEAST_1, default=1024, show_default=True, help="MiB of a video.")
+@click.option("--save-every", type=AT_LEAST_0, default=30.0, show_default=True, help="Seconds between saves.")
+@click.option("--allow-source", multiple=True, metavar="PREFIX", help="rtsp://HOST/, https://HOST/PATH or a folder.")
+@model_options
+def serve(**options: Any) -> int:
+    """Serve the model over HTTP and WebSockets: OpenAI's API, and endless streams with questions.
+
+    \b
+    infinitevl serve                                      for this machine; a page to look at is at the address
+    infinitevl serve --host 0.0.0.0 --api-key KEY         for others
+    infinitevl serve --allow-source rtsp://camera/        watches cameras itself, these and no others
+
+    Streams are parked in --state-dir [default: ~/.local/state/infinitevl] when it ends, and go on when it starts.
+    """
+    from infinitevl.commands.serve import ServeOptions, run
+
+    return run(ServeOptions(**options))
+
+
+@commands.group("client", short_help="Use a server: push frames, ask, fork, snapshot.")
+def client_group() -> None:
+    """Use the streams of a server that `infinitevl serve` runs, here or elsewhere."""
+
+
+def server_options(command: Any) -> Any:
+    """--url and --key."""
+    for option in (
+        click.option("--key", envvar="INFINITEVL_API_KEY", help="Its API key.  [env: INFINITEVL_API_KEY]"),
+        click.option(
+            "--url", envvar="INFINITEVL_URL", default="http://127.0.0.1:8000", show_default=True,
+            help="Where it is.  [env: INFINITEVL_URL]",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@client_group.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on standard output.")
+@server_options
+def client_list(**options: Any) -> int:
+    """The streams."""
+    from infinitevl.commands.client import run_list
+
+    return run_list(**options)
+
+
+@client_group.command("watch", short_help="Push the frames of SOURCE to a stream, and ask on the way.")
+@click.argument("source")
+@click.option("--stream", "id", metavar="ID", help="Go on with this one.  [default: a new one]")
+@click.option("--name", help="Of a new stream.")
+@click.option("--fps", type=float, default=2.0, show_default=True, help="Frames a second to take in.")
+@click.option("--ask", "questions", multiple=True, metavar='"[TIME:] QUESTION"', help="May be repeated.")
+@click.option("--max-tokens", type=AT_LEAST_1, default=128, show_default=True, help="Longest answer.")
+@click.option("--live", is_flag=True, help="Play a file at its own speed and drop frames when late.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on standard output.")
+@server_options
+def client_watch(**options: Any) -> int:
+    """Open SOURCE here, as `infinitevl stream` does, and push its frames to a stream of the server.
+
+    The stream stays there for other questions; `infinitevl client delete` ends it.
+    """
+    from infinitevl.commands.client import WatchOptions, run_watch
+
+    return run_watch(WatchOptions(**options))
+
+
+@client_group.command("ask")
+@click.argument("id")
+@click.argument("question")
+@click.option("--max-tokens", type=AT_LEAST_1, default=128, show_default=True, help="Longest answer.")
+@click.option("--remember", is_flag=True, help="Question and answer become part of the stream.")
+@server_options
+def client_ask(**options: Any) -> int:
+    """Ask about what the stream ID has in memory."""
+    from infinitevl.commands.client import run_ask
+
+    return run_ask(**options)
+
+
+@client_group.command("snapshot")
+@click.argument("id")
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write it here, for `stream --load-state`.")
+@server_options
+def client_snapshot(**options: Any) -> int:
+    """Keep the memory of the stream ID as NAME on the server."""
+    from infinitevl.commands.client import run_snapshot
+
+    return run_snapshot(**options)
+
+
+@client_group.command("fork")
+@click.argument("id")
+@click.option("--name", help="Of the new stream.")
+@server_options
+def client_fork(**options: Any) -> int:
+    """Make a second stream with the memory of ID; its id is printed."""
+    from infinitevl.commands.client import run_fork
+
+    return run_fork(**options)
+
+
+@client_group.command("delete")
+@click.argument("id")
+@server_options
+def client_delete(**options: Any) -> int:
+    """End the stream ID."""
+    from infinitevl.commands.client import run_delete
+
+    return run_delete(**options)
+
+
 @commands.command(short_help="Make an InfiniteVL student from a Qwen2.5-VL checkpoint.")
 @click.argument("source", type=click.Path(path_type=Path), metavar="QWEN2_5_VL_DIR")
 @click.argument("out", type=click.Path(path_type=Path))
@@ -264,3 +390,39 @@ def evaluate(**options: Any) -> int:
     from infinitevl.commands.evaluate import EvalOptions, run
 
     return run(EvalOptions(**options))
+
+
+@commands.command(short_help="Measure MODEL's speed and memory against the machine's floor.")
+@click.argument("model", required=False)
+@click.option("--model", "named", help="The same as MODEL.")
+@click.option("--config", metavar="4b|FOLDER", help="Sizes for --random-weights, instead of a MODEL.")
+@click.option("--random-weights", is_flag=True, help="Speed does not depend on weights.")
+@click.option(
+    "--compare",
+    multiple=True,
+    type=click.Choice(["eager", "triton", "fla", "qwen2.5-vl"]),
+    help="The same in another way; may be repeated.",
+)
+@click.option("--tokens", type=click.IntRange(0), help="Longest context.  [default: what a minute reaches, up to 1M]")
+@click.option("--frames", type=AT_LEAST_1, help="To measure at each context.  [default: what a minute allows]")
+@click.option("--side", type=click.IntRange(56, 4096), help="Of a frame, in pixels.  [default: the largest usual one]")
+@click.option("--streamed", is_flag=True, help="Stream every token; do not move positions on.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True, help="Folder.")
+@click.option("--json", "as_json", is_flag=True, help="Nothing but the JSON line on standard output.")
+@click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")
+@click.option("--dtype", help="float32, bfloat16 or float64.  [default: by device]")
+def bench(**options: Any) -> int:
+    """Measure a stream of MODEL, a folder or hub id, from an empty memory to a million tokens.  [default: in the box]
+
+    \b
+    Frames a second, milliseconds of frames and tokens, time to the first token of an answer, and memory, each with
+    the machine's floor beside it. --compare measures in the same run
+      eager        the plain PyTorch operations
+      triton, fla  the Triton kernels; flash-linear-attention's, where it is installed
+      qwen2.5-vl   transformers' Qwen2.5-VL of the same sizes with its growing cache, and the ideal engine for it
+
+    Writes bench.json, bench.md and bench.png; the JSON is also the last line on standard output.
+    """
+    from infinitevl.commands.bench import BenchOptions, run
+
+    return run(BenchOptions(**options))

@@ -17,6 +17,7 @@ from PIL import Image
 from video_kit import MakeVideo, Server, level, scene
 
 from infinitevl.errors import FrameError, VideoError
+from infinitevl.video.bytestreams import spooled
 from infinitevl.video.live import Video
 from infinitevl.video.sources import open_video
 
@@ -405,3 +406,36 @@ def test_a_closed_video_is_at_its_end(make_video: MakeVideo) -> None:
     unread = open_video(make_video())
     unread.close()
     assert list(unread) == []
+
+
+PLAYLIST = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:5\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_what_is_not_trusted_names_no_other_file(make_video: MakeVideo, tmp_path: Path, as_file: bool):
+    film = make_video("film.ts", frames=5)
+    (tmp_path / "list.m3u8").write_text(PLAYLIST.format(film))
+    assert len(list(open_video(tmp_path / "list.m3u8"))) == 5, "FFmpeg by itself follows it"
+    given = (tmp_path / "list.m3u8").open("rb") if as_file else tmp_path / "list.m3u8"
+    with pytest.raises(VideoError):
+        open_video(given, untrusted=True)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.ts"])
+def test_what_is_not_trusted_is_read_otherwise_as_ever(make_video: MakeVideo, name: str):
+    film = make_video(name, frames=5)
+    mine, theirs = [frame for _, frame in open_video(film, untrusted=True)], [frame for _, frame in open_video(film)]
+    assert len(mine) == 5 and all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    with film.open("rb") as file:
+        assert len(list(open_video(file, untrusted=True))) == 5
+
+
+def test_what_is_not_trusted_is_not_fetched(server: Server):
+    with pytest.raises(VideoError):
+        open_video(server.address, untrusted=True)
+
+
+def test_a_body_that_must_be_read_whole_has_a_bound():
+    with pytest.raises(OSError, match="larger than 10 bytes"):
+        spooled(io.BytesIO(bytes(11)), 10)
+    assert spooled(io.BytesIO(bytes(10)), 10).read() == bytes(10)

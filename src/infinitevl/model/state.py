@@ -110,7 +110,7 @@ class State:
         self.count.add_(added)
 
     def open_video(self, mask: Tensor | None = None) -> None:
-        """Begin a video here: `base` becomes the position of its first frame. mask: [B] bool, which rows (None: all)."""
+        """Begin a video here: `base` becomes the position of its first frame. mask: [B] bool, the rows (None: all)."""
         here = self.position + self.run
         self.base.copy_(here if mask is None else torch.where(mask, here, self.base))
 

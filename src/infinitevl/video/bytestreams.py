@@ -1,11 +1,12 @@
 """Streams of bytes that cannot seek, and the one kind of file that cannot be read without seeking."""
 
-import shutil
+import errno
 import tempfile
 import urllib.request
 from typing import IO, Any
 
 HEAD_BYTES = 4096
+PIECE = 1 << 20
 
 
 class Pipe:
@@ -35,10 +36,13 @@ def index_is_last(head: bytes) -> bool:
     return False
 
 
-def spooled(stream: Any) -> IO[bytes]:
-    """All of a stream in a temporary file, which can seek."""
+def spooled(stream: Any, most: int | None = None) -> IO[bytes]:
+    """All of a stream in a temporary file, which can seek. OSError where it is more than `most` bytes."""
     spool = tempfile.TemporaryFile()  # noqa: SIM115
-    shutil.copyfileobj(stream, spool)
+    while piece := stream.read(PIECE):
+        spool.write(piece)
+        if most is not None and spool.tell() > most:
+            raise OSError(errno.EFBIG, f"larger than {most} bytes, with its index at the end")
     spool.seek(0)
     return spool
 

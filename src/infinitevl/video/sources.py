@@ -27,6 +27,14 @@ from infinitevl.video.sampling import Clock
 MAX_BAD_PACKETS = 300  # in a row; a lost key frame can cost a whole group of pictures
 TEXT_FORMATS = frozenset({"tty", "bin", "xbin", "adf", "idf"})  # FFmpeg draws text files as video
 READ_ERRORS = (av.FFmpegError, OSError)
+# Formats that name no other file or address: playlists, sdp and concat scripts are not among them.
+PLAIN_FORMATS = (
+    "mov", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "live_flv", "ogg", "asf", "gif", "apng",
+    "h264", "hevc", "av1", "obu", "ivf", "m4v", "mjpeg", "mpjpeg", "nut", "mxf", "wtv", "dv", "jpeg_pipe", "png_pipe",
+    "webp_pipe", "bmp_pipe", "rtsp",
+)  # fmt: skip
+UNTRUSTED = {"format_whitelist": ",".join(PLAIN_FORMATS), "protocol_whitelist": "file,rtsp,rtp,tcp"}
+SPOOLED_BYTES = 4 * 2**30  # of a body that must be read whole, where it is not trusted
 
 
 def open_video(
@@ -36,6 +44,7 @@ def open_video(
     live: bool | None = None,
     queue: int = 2,
     timeout: float = 10.0,
+    untrusted: bool = False,
 ) -> Video:
     """Opens a video; VideoError, in one line, if it cannot be opened.
 
@@ -52,40 +61,43 @@ def open_video(
     of a file. Nothing else ever drops a frame.
 
     `timeout` is how many seconds an address or a live source may give nothing before it is an error.
+
+    `untrusted` is for what a stranger wrote: nothing but the source itself is opened, so no playlists, and no http
+    address (fetch it, and give the file object).
     """
     try:
-        opened = _open(source, fps, bool(live), timeout)
+        opened = _open(source, fps, bool(live), timeout, untrusted)
     except (OSError, ValueError) as error:  # of the file system, the file object or the address
         raise VideoError(f"{str(source)[:200]}: {_line(error)}") from None
     return Video(opened, fps, opened.live if live is None else live, queue, timeout)
 
 
-def _open(source: Any, fps: float | None, live: bool, timeout: float) -> Source:
+def _open(source: Any, fps: float | None, live: bool, timeout: float, untrusted: bool) -> Source:
     rate = fps or 1.0
     if getattr(source, "ndim", 4) < 4:
         return Arrays([source], rate, live)
     if isinstance(source, str) and source == "-":
-        return _open_file(sys.stdin.buffer, "standard input", timeout)
+        return _open_file(sys.stdin.buffer, "standard input", timeout, untrusted)
     if isinstance(source, str) and "://" in source:
-        return _open_address(source, timeout)
+        return _open_address(source, timeout, untrusted)
     if isinstance(source, (str, Path)):
-        return _open_path(Path(source), rate, timeout)
+        return _open_path(Path(source), rate, timeout, untrusted)
     if hasattr(source, "read"):
-        return _open_file(source, str(getattr(source, "name", "the stream")), timeout)
+        return _open_file(source, str(getattr(source, "name", "the stream")), timeout, untrusted)
     if isinstance(source, Iterable):
         return Arrays(source, rate, live)
     raise VideoError(f"{source!r} is not a video: give a path, an address, '-', a file object or arrays")
 
 
-def _open_address(address: str, timeout: float) -> Source:
+def _open_address(address: str, timeout: float, untrusted: bool) -> Source:
     parts = urlsplit(address)
     name = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # without a password
     if parts.scheme not in ("http", "https", "rtsp", "rtsps"):
         raise VideoError(f"{name}: not an http, https or rtsp address")
-    return Container(address, name, timeout)
+    return Container(address, name, timeout, untrusted=untrusted)
 
 
-def _open_path(path: Path, rate: float, timeout: float) -> Source:
+def _open_path(path: Path, rate: float, timeout: float, untrusted: bool) -> Source:
     if path.is_dir():
         return Pictures.folder(path, rate)
     if not path.exists():
@@ -93,22 +105,23 @@ def _open_path(path: Path, rate: float, timeout: float) -> Source:
     if path.suffix.lower() in SUFFIXES:
         return Pictures([path], str(path), rate)
     if not path.is_file():  # a named pipe or a device: not looked into before FFmpeg reads it
-        return Container(f"file:{path}", str(path), timeout)
+        return Container(f"file:{path}", str(path), timeout, untrusted=untrusted)
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
-    return Container(f"file:{path}", str(path), timeout, head=head, paced=True)
+    return Container(f"file:{path}", str(path), timeout, head=head, paced=True, untrusted=untrusted)
 
 
-def _open_file(file: IO[bytes], name: str, timeout: float) -> Source:
+def _open_file(file: IO[bytes], name: str, timeout: float, untrusted: bool) -> Source:
     if file.seekable():
         start = file.tell()
         head = file.read(HEAD_BYTES)
         file.seek(start)
-        return Container(file, name, timeout, head=head)
+        return Container(file, name, timeout, head=head, untrusted=untrusted)
     pipe = Pipe(file)
     if index_is_last(pipe.head):
-        return Container(spooled(pipe), name, timeout, head=pipe.head)
-    return Container(pipe, name, timeout, head=pipe.head)
+        whole = spooled(pipe, SPOOLED_BYTES if untrusted else None)
+        return Container(whole, name, timeout, head=pipe.head, untrusted=untrusted)
+    return Container(pipe, name, timeout, head=pipe.head, untrusted=untrusted)
 
 
 class Container(Source):
@@ -119,11 +132,18 @@ class Container(Source):
     """
 
     def __init__(
-        self, file: Any, name: str, timeout: float, *, head: bytes | None = None, paced: bool = False
+        self,
+        file: Any,
+        name: str,
+        timeout: float,
+        *,
+        head: bytes | None = None,
+        paced: bool = False,
+        untrusted: bool = False,
     ) -> None:
         if head == b"":
             raise VideoError(f"{name}: empty")
-        self.name, self.paced, self._timeout = name, paced, timeout
+        self.name, self.paced, self._timeout, self._untrusted = name, paced, timeout, untrusted
         self._address = isinstance(file, str) and "://" in file
         self.live = self._address and file.startswith("rtsp")
         self._start(file, head)
@@ -163,6 +183,7 @@ class Container(Source):
 
     def _opened(self, file: Any) -> InputContainer:
         options = {"rtsp_transport": "tcp"} if self.live else {}
+        options |= UNTRUSTED if self._untrusted else {}
         times = (self._timeout, self._timeout)
         opened = av.open(file, "r", options=options, metadata_errors="replace", timeout=times)
         assert isinstance(opened, InputContainer)
