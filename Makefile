@@ -17,7 +17,7 @@ speedrun: .venv/installed
 	$(BIN)/infinitevl speedrun $(RECIPE)
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

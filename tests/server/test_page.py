@@ -12,6 +12,8 @@ from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 expect = playwright.expect
+PATIENCE = 20_000  # milliseconds: the machine may be busy
+expect.set_options(timeout=PATIENCE)
 
 pytestmark = pytest.mark.skipif(browser_path() is None, reason="needs Chromium")
 KEY = "a-key-for-the-page"
@@ -68,7 +70,7 @@ def opened(browser: "playwright.Browser") -> Iterator[Opened]:
         context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(8000)
+        page.set_default_timeout(PATIENCE)
         page.on("request", lambda request: ours(request.url, site) or foreign.append(request.url))
         page.on("console", lambda line: line.type in ("error", "warning") and complaints.append(line.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))

@@ -8,14 +8,17 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from infinitevl.errors import InfiniteVLError
-from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.streaming.session import Stats
+
+if TYPE_CHECKING:
+    from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
+    from infinitevl.streaming.session import Stats
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 IN_THE_BOX = "it knows StreamWorld; for the real world give --model hustvl/InfiniteVL-LongSFT"
@@ -77,7 +80,7 @@ def boxed_model() -> Path:
     return folder
 
 
-def load_model(name: str | None, device: str | None, dtype: str | None) -> InfiniteVLForConditionalGeneration:
+def load_model(name: str | None, device: str | None, dtype: str | None) -> "InfiniteVLForConditionalGeneration":
     """Load a model, None being the one in the box, with a spinner on a terminal, without transformers' own bars."""
     from infinitevl.model.loading import load
 
@@ -111,7 +114,7 @@ class Status:
         )
         self._task: TaskID | None = None
 
-    def show(self, stats: Stats, time: float, duration: float | None) -> None:
+    def show(self, stats: "Stats", time: float, duration: float | None) -> None:
         if not sys.stderr.isatty():
             return
         fields = {

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infinitevl.errors import InfiniteVLError
-from infinitevl.streaming.stream import Stream
+
+if TYPE_CHECKING:
+    from infinitevl.streaming.stream import Stream
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Asked:
     pieces: Iterator[str]
 
 
-def watch(stream: Stream, video: Any, questions: Iterable[Question] = (), **options: Any) -> Iterator[Seen | Asked]:
+def watch(stream: "Stream", video: Any, questions: Iterable[Question] = (), **options: Any) -> Iterator[Seen | Asked]:
     """Show `video` (as `open_video` opens it) to `stream`; a question with time t is asked of the frames up to t.
 
     `options` are those of `Stream.ask`. Questions later than the last frame are asked after it.
@@ -64,6 +66,6 @@ def watch(stream: Stream, video: Any, questions: Iterable[Question] = (), **opti
         yield _asked(stream, question, last, options)
 
 
-def _asked(stream: Stream, question: Question, now: float, options: dict[str, Any]) -> Asked:
+def _asked(stream: "Stream", question: Question, now: float, options: dict[str, Any]) -> Asked:
     time = now if question.time is None else question.time
     return Asked(time, question.text, stream.ask(question.text, **options))
