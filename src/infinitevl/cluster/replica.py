@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infinitevl.cluster.hub import SharedHub
 from infinitevl.cluster.routing import stream_of
@@ -45,9 +44,10 @@ class Replica:
     """Its methods are called by other replicas and by the command, by way of a handle."""
 
     def __init__(self, plan: Plan) -> None:
-        self._folder = TemporaryDirectory(prefix="infinitevl-")  # of uploads, which end with their replica
         _quiet()
-        settings, metrics = replace(plan.settings, folder=Path(self._folder.name)), Metrics()
+        self._scratch = TemporaryDirectory(prefix="infinitevl-")
+        folder = Path(self._scratch.name if "://" in plan.store else plan.store)  # of uploads
+        settings, metrics = replace(plan.settings, folder=folder), Metrics()
         model = load(plan.model, device=plan.device, dtype=plan.dtype)
         engine = Engine(model, plan.budget, Store(plan.store), metrics.observe, shared=True)
         self._hub = SharedHub(engine, settings, self._ask_others)
@@ -101,7 +101,7 @@ def _quiet() -> None:
 class Adopting:
     """ASGI: before a request for a stream is answered, the stream is held here."""
 
-    def __init__(self, app: FastAPI, hub: SharedHub) -> None:
+    def __init__(self, app: ASGIApp, hub: SharedHub) -> None:
         self._app, self._hub = app, hub
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -46,7 +46,7 @@ def run(options: ServeOptions) -> int:
     except ModuleNotFoundError as error:
         raise InfiniteVLError(f"{error.name} is missing: pip install 'infinitevl[serve]'") from None
     if options.replicas:
-        return _run_replicas(options)
+        return _run_replicas(options, options.replicas)
     if "://" in (options.state_dir or ""):
         raise InfiniteVLError("--state-dir is an address: that needs --replicas")
     settings = _settings(options)
@@ -59,7 +59,7 @@ def run(options: ServeOptions) -> int:
     return 0
 
 
-def _run_replicas(options: ServeOptions) -> int:
+def _run_replicas(options: ServeOptions, replicas: int) -> int:
     try:
         from infinitevl.cluster.run import Plan, run
     except ModuleNotFoundError as error:
@@ -73,7 +73,7 @@ def _run_replicas(options: ServeOptions) -> int:
         _make_private(settings.folder)
         store = str(settings.folder.resolve())
     plan = Plan(model, options.device, options.dtype, store, _budget(options), settings)
-    run(plan, options.replicas, options.host, port, line)
+    run(plan, replicas, options.host, port, line)
     return 0
 
 

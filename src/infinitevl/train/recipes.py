@@ -57,7 +57,7 @@ LONG = (
 
 
 def nano() -> Recipe:
-    """The model in the box, 14 million parameters, window 256: 360 million tokens, for one H200."""
+    """14 million parameters, window 256: 360 million tokens, for one H200. The box has an earlier mixture's model."""
     rows, tokens = 48, 1920
     return Recipe(
         name="nano",
