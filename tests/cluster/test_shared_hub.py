@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from engine_kit import alone, picture
+from source_kit import film
 
 from infinitevl.cluster.hub import SharedHub
 from infinitevl.engine.engine import Engine
@@ -30,9 +31,9 @@ class Pair:
     def __init__(self, model: Model, folder: Path, save_every: float) -> None:
         self.cut = False
         self.store = Store(str(folder / "store"))
-        self.hubs = [self._hub(model, folder / f"{number}", number, save_every) for number in (0, 1)]
+        self.hubs = [self._hub(model, folder / "store", save_every) for _ in range(2)]
 
-    def _hub(self, model: Model, folder: Path, number: int, save_every: float) -> SharedHub:
+    def _hub(self, model: Model, folder: Path, save_every: float) -> SharedHub:
         engine = Engine(model, Budget(slots=2, save_every=save_every), self.store, shared=True)
 
         async def ask(id: str) -> None:
@@ -171,3 +172,18 @@ async def test_a_source_goes_on_where_its_stream_goes(model: Model, tmp_path: Pa
         await second.adopt(id)
         assert second.rooms[id].source and second.rooms[id].source.url == "rtsp://nowhere.invalid/1"
         assert second.rooms[id].source.status == "failed"  # it is not allowed here
+
+
+@awaited
+async def test_an_upload_is_watched_to_its_end_on_the_other_one(model: Model, tmp_path: Path):
+    async with pair(model, tmp_path) as both:
+        first, second = both.hubs
+        id = await opened(first)
+        (first.settings.uploads / f"{id}-0.video").write_bytes(film(16, 4))
+        first.watch(first.rooms[id], Source("upload", realtime=True, file=f"{id}-0.video"))
+        await eventually(lambda: first.engine.look(id).frames > 3)
+        await second.adopt(id)
+        await eventually(lambda: second.rooms[id].source.status == "ended")  # type: ignore[union-attr]
+        await eventually(lambda: second.engine.look(id).waiting == 0)
+        assert second.engine.look(id).frames + second.engine.look(id).dropped == 16
+        assert not list(second.settings.uploads.iterdir())

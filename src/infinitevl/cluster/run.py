@@ -70,8 +70,7 @@ def _deploy(plan: Plan, replicas: int) -> DeploymentHandle:
         ray_actor_options=_share(plan, replicas), graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=GRACE,
         request_router_config=RequestRouterConfig(request_router_class=StreamRouter),  # pyright: ignore
-        max_constructor_retry_count=1,
-        logging_config=LOGS,
+        max_constructor_retry_count=1, logging_config=LOGS,
     )  # fmt: skip
     try:
         return serve.run(deployment.bind(plan), name=APP, route_prefix="/")

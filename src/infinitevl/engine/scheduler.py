@@ -9,7 +9,7 @@ Work = Literal["frames", "text"]
 Job = TypeVar("Job")
 Item = TypeVar("Item")
 
-WEIGHTS: dict[Work, float] = {"frames": 2.0, "text": 1.0}  # shares of the time where both have work
+WEIGHTS: dict[Work, float] = {"frames": 3.0, "text": 1.0}  # shares of the time where both have work
 
 
 @dataclass
