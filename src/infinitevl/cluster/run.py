@@ -29,7 +29,7 @@ def run(plan: Plan, replicas: int, host: str, port: int, line: str) -> None:
 
     On the Ray cluster that RAY_ADDRESS names, else on one of its own, on this machine. Raises InfiniteVLError.
     """
-    store, stop = _store(plan.store), threading.Event()
+    store, stop = Store(plan.store), threading.Event()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(logging_level=logging.WARNING)
@@ -45,13 +45,6 @@ def run(plan: Plan, replicas: int, host: str, port: int, line: str) -> None:
         _end(handle)
     finally:
         ray.shutdown()
-
-
-def _store(address: str) -> Store:
-    try:
-        return Store(address)
-    except ImportError as error:  # of what fsspec needs for such addresses
-        raise InfiniteVLError(f"{address}: {error}") from None
 
 
 def _end(handle: DeploymentHandle) -> None:

@@ -48,8 +48,11 @@ class Store:
     """
 
     def __init__(self, folder: str) -> None:
-        with _told(folder):
+        try:
             self._files, self._root = url_to_fs(folder)
+        except (ValueError, ImportError) as error:  # a protocol that nobody knows, or whose package is missing
+            raise StorageError(f"{folder}: {error}") from None
+        with _told(folder):
             for kind in ("streams", "snapshots"):
                 self._files.makedirs(f"{self._root}/{kind}", exist_ok=True)
         self.folder = folder

@@ -68,11 +68,12 @@ export class Questions {
   #pending = new Map(); // by our own id
   #now = 0;
   #recalled = -1;
+  #eager = false;
 
   constructor(id, live) {
     Object.assign(this, { id, live });
     this.box = h("textarea", { id: "ask", rows: 1, placeholder: "Ask about what it has seen", "aria-label": "Question", "aria-keyshortcuts": "/", maxlength: 10000, enterkeyhint: "send",
-      onkeydown: (event) => this.#key(event), oninput: () => { this.#recalled = -1; problem(this.line); } });
+      onkeydown: (event) => this.#key(event), oninput: () => { this.#recalled = -1; this.#eager = false; problem(this.line); } });
     this.box.value = drafts.get(id) || "";
     this.remember = h("input", { type: "checkbox" });
     this.send = h("button", { class: "primary" }, "Ask");
@@ -103,6 +104,8 @@ export class Questions {
     const question = this.box.value.trim();
     if (!question) return this.box.focus();
     problem(this.line);
+    this.#eager = this.live.state === "connecting"; // asked when the connection opens
+    if (this.#eager) return;
     const id = `q${(numbers += 1)}`;
     try {
       this.live.send({ type: "ask", id, question, remember: this.remember.checked });
@@ -166,6 +169,7 @@ export class Questions {
   #connection() {
     if (this.live.state === "open") {
       problem(this.line);
+      if (this.#eager) this.ask();
       return this.load().catch(() => {}); // polled again soon
     }
     for (const item of this.#pending.values()) item.fail("The connection was lost.");
