@@ -1,10 +1,11 @@
 """`infinitevl serve`: the model behind HTTP and WebSockets, until a signal ends it."""
 
+import ctypes
 import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from infinitevl.server.settings import Settings
 
 BOX = "infinitevl-box"
+M_ARENA_MAX = -8  # of glibc's malloc.h
 KEYS = "INFINITEVL_API_KEYS"
 
 
@@ -41,6 +43,7 @@ class ServeOptions:
 
 
 def run(options: ServeOptions) -> int:
+    _share_heaps()
     try:
         from infinitevl.server.run import Running
     except ModuleNotFoundError as error:
@@ -99,6 +102,12 @@ def _make_private(folder: Path) -> None:
     """What streams have seen lies there, and passwords of their sources."""
     make_folder(folder)
     folder.chmod(0o700)
+
+
+def _share_heaps() -> None:
+    """Let threads share two heaps: glibc gives each its own, which grow for hours. Before there are threads."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 def _settings(options: ServeOptions) -> "Settings":
