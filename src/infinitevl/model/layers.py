@@ -1,5 +1,6 @@
 """The layers of the language model: two kinds of mixer, the MLP, the residual block."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +68,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, chunk: Chunk, state: AttentionState | None) -> Tensor:
         """x: [B, T, hidden]. Reads the ring, then writes the chunk into it."""
-        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in project(x, self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, chunk.cos, chunk.sin), rotate(k, chunk.cos, chunk.sin)
         ring = (state.keys, state.values, chunk.count) if state is not None else (None, None, None)
         o = ops.window_attention(
@@ -117,13 +118,14 @@ class GatedDeltaNet(nn.Module):
 
     def forward(self, x: Tensor, chunk: Chunk, state: DeltaState | None) -> Tensor:
         """x: [B, T, hidden]. Reads the memory, then leaves the new one in its place."""
-        (q, k, v), tails = self._convolved(x, chunk, None if state is None else _readable(state.tail))
+        q, k, v, gate, a, b = project(x, self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.a_proj, self.b_proj)
+        (q, k, v), tails = self._convolved((q, k, v), chunk, None if state is None else _readable(state.tail))
         initial = None if state is None else _readable(state.memory)
         o, memory = ops.gated_delta_rule(
             q.unflatten(-1, (self.heads, self.key_dim)),
             k.unflatten(-1, (self.heads, self.key_dim)),
             v.unflatten(-1, (self.heads, self.value_dim)),
-            *self._gates(x),
+            *self._gates(a, b),
             initial,
             delta=self.rule == "gated_delta",
             lengths=chunk.lengths,
@@ -132,26 +134,31 @@ class GatedDeltaNet(nn.Module):
         if state is not None:
             state.memory.copy_(memory.detach())
             state.tail.copy_(torch.cat(tails, dim=-1).detach())
-        gate = self.g_proj(x).unflatten(-1, (self.heads, self.value_dim))
+        gate = gate.unflatten(-1, (self.heads, self.value_dim))
         return self.o_proj(ops.gated_rms_norm(o, gate, self.o_norm.weight, self.norm_eps).flatten(2))
 
-    def _convolved(self, x: Tensor, chunk: Chunk, tail: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+    def _convolved(
+        self, inputs: Sequence[Tensor], chunk: Chunk, tail: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """q, k, v after their convolutions, and the new tails of the three."""
         convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
         widths = [convolution.in_channels for convolution in convolutions]
         tails = (None, None, None) if tail is None else tail.split(widths, dim=-1)
-        inputs = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         pairs = [c(y, t, chunk) for c, y, t in zip(convolutions, inputs, tails, strict=True)]
         return [y for y, _ in pairs], [t for _, t in pairs]
 
-    def _gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _gates(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Log decay g and write strength beta [B, T, heads], in float32 (float64 for a float64 model)."""
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        wide = torch.float64 if a.dtype == torch.float64 else torch.float32
         if self.rule == "plain":
-            ones = x.new_ones(*x.shape[:2], self.heads, dtype=wide)
-            return torch.zeros_like(ones), ones
-        dt = F.softplus(self.a_proj(x).to(wide) + self.dt_bias.to(wide))
-        return -self.A_log.to(wide).exp() * dt, self.b_proj(x).to(wide).sigmoid()
+            return torch.zeros_like(a, dtype=wide), torch.ones_like(b, dtype=wide)
+        dt = F.softplus(a.to(wide) + self.dt_bias.to(wide))
+        return -self.A_log.to(wide).exp() * dt, b.to(wide).sigmoid()
+
+
+def project(x: Tensor, *linears: nn.Module) -> list[Tensor]:
+    """x through several linear maps."""
+    return [linear(x) for linear in linears]
 
 
 def _readable(tensor: Tensor) -> Tensor:
