@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infinitevl import ops
+from infinitevl.model.joint import joined
 from infinitevl.model.rope import rotate
 from infinitevl.model.state import AttentionState, DeltaState
 
@@ -36,11 +37,13 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return ops.rms_norm(x, self.weight, self.eps)
 
 
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    joint: ClassVar = [("gate_proj", "up_proj")]
 
     def __init__(self, hidden_size: int, intermediate_size: int, bias: bool = False):
         super().__init__()
@@ -48,12 +51,18 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return project_onto(residual, self._inner(x), self.down_proj)
+
+    def _inner(self, x: Tensor) -> Tensor:
+        whole = joined((self.gate_proj, self.up_proj))
+        return F.silu(self.gate_proj(x)) * self.up_proj(x) if whole is None else ops.swiglu(x, *whole)
 
 
 class Attention(nn.Module):
     """Softmax attention with rotary positions, over a window or over everything."""
+
+    joint: ClassVar = [("q_proj", "k_proj", "v_proj")]
 
     def __init__(self, config: Any, kind: str):
         super().__init__()
@@ -66,8 +75,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv, bias=True)
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, chunk: Chunk, state: AttentionState | None) -> Tensor:
-        """x: [B, T, hidden]. Reads the ring, then writes the chunk into it."""
+    def forward(self, x: Tensor, chunk: Chunk, state: AttentionState | None, residual: Tensor | None = None) -> Tensor:
+        """x, residual: [B, T, hidden]. Reads the ring, then writes the chunk into it."""
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in project(x, self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, chunk.cos, chunk.sin), rotate(k, chunk.cos, chunk.sin)
         ring = (state.keys, state.values, chunk.count) if state is not None else (None, None, None)
@@ -76,7 +85,7 @@ class Attention(nn.Module):
         )
         if state is not None and chunk.count is not None:
             ops.write_ring(state.keys, state.values, k, v, chunk.count, sinks=self.sinks, lengths=chunk.lengths)
-        return self.o_proj(o.flatten(2))
+        return project_onto(residual, o.flatten(2), self.o_proj)
 
 
 class ShortConvolution(nn.Conv1d):
@@ -95,6 +104,8 @@ class GatedDeltaNet(nn.Module):
 
     Under another `linear_rule` the memory is not corrected or not decayed; parameters without a use stay unused.
     """
+
+    joint: ClassVar = [("q_proj", "k_proj", "v_proj", "g_proj", "a_proj", "b_proj")]
 
     def __init__(self, config: Any):
         super().__init__()
@@ -116,8 +127,8 @@ class GatedDeltaNet(nn.Module):
         self.o_norm = RMSNorm(self.value_dim, config.norm_eps)
         self.o_proj = nn.Linear(values, hidden, bias=False)
 
-    def forward(self, x: Tensor, chunk: Chunk, state: DeltaState | None) -> Tensor:
-        """x: [B, T, hidden]. Reads the memory, then leaves the new one in its place."""
+    def forward(self, x: Tensor, chunk: Chunk, state: DeltaState | None, residual: Tensor | None = None) -> Tensor:
+        """x, residual: [B, T, hidden]. Reads the memory, then leaves the new one in its place."""
         q, k, v, gate, a, b = project(x, self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.a_proj, self.b_proj)
         (q, k, v), tails = self._convolved((q, k, v), chunk, None if state is None else _readable(state.tail))
         initial = None if state is None else _readable(state.memory)
@@ -135,7 +146,8 @@ class GatedDeltaNet(nn.Module):
             state.memory.copy_(memory.detach())
             state.tail.copy_(torch.cat(tails, dim=-1).detach())
         gate = gate.unflatten(-1, (self.heads, self.value_dim))
-        return self.o_proj(ops.gated_rms_norm(o, gate, self.o_norm.weight, self.norm_eps).flatten(2))
+        y = ops.gated_rms_norm(o, gate, self.o_norm.weight, self.norm_eps)
+        return project_onto(residual, y.flatten(2), self.o_proj)
 
     def _convolved(
         self, inputs: Sequence[Tensor], chunk: Chunk, tail: Tensor | None
@@ -156,9 +168,21 @@ class GatedDeltaNet(nn.Module):
         return -self.A_log.to(wide).exp() * dt, b.to(wide).sigmoid()
 
 
-def project(x: Tensor, *linears: nn.Module) -> list[Tensor]:
-    """x through several linear maps."""
-    return [linear(x) for linear in linears]
+def project(x: Tensor, *linears: nn.Module) -> Sequence[Tensor]:
+    """x through several linear maps: one product where their weights are side by side (`joint`), whose results are
+    then slices of one tensor."""
+    whole = joined(linears)
+    if whole is None:
+        return [linear(x) for linear in linears]
+    return ops.linear(x, *whole).split([linear.out_features for linear in linears], dim=-1)
+
+
+def project_onto(residual: Tensor | None, x: Tensor, linear: nn.Module) -> Tensor:
+    """residual + linear(x)."""
+    whole = joined((linear,))
+    if whole is not None:
+        return ops.linear(x, *whole, residual)
+    return linear(x) if residual is None else residual + linear(x)
 
 
 def _readable(tensor: Tensor) -> Tensor:
@@ -177,5 +201,5 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, chunk: Chunk, state: Any = None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), chunk, state)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = self.self_attn(self.input_layernorm(x), chunk, state, x)
+        return self.mlp(self.post_attention_layernorm(x), x)
