@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infinitevl import ops
-from infinitevl.model.joint import joined
+from infinitevl.model.linear import Linear, joined, project, project_onto
 from infinitevl.model.rope import rotate
 from infinitevl.model.state import AttentionState, DeltaState
 
@@ -47,9 +47,9 @@ class MLP(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, bias: bool = False):
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
+        self.gate_proj = Linear(hidden_size, intermediate_size, bias=bias)
+        self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return project_onto(residual, self._inner(x), self.down_proj)
@@ -70,10 +70,10 @@ class Attention(nn.Module):
         self.window = config.sliding_window if kind == "sliding_attention" else None
         self.sinks = config.attention_sinks if kind == "sliding_attention" else 0
         inner, kv = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, inner, bias=True)
-        self.k_proj = nn.Linear(config.hidden_size, kv, bias=True)
-        self.v_proj = nn.Linear(config.hidden_size, kv, bias=True)
-        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, inner, bias=True)
+        self.k_proj = Linear(config.hidden_size, kv, bias=True)
+        self.v_proj = Linear(config.hidden_size, kv, bias=True)
+        self.o_proj = Linear(inner, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, chunk: Chunk, state: AttentionState | None, residual: Tensor | None = None) -> Tensor:
         """x, residual: [B, T, hidden]. Reads the ring, then writes the chunk into it."""
@@ -115,17 +115,17 @@ class GatedDeltaNet(nn.Module):
         keys, values = heads * self.key_dim, heads * self.value_dim
         self.A_log = nn.Parameter(torch.zeros(heads))
         self.dt_bias = nn.Parameter(torch.zeros(heads))
-        self.q_proj = nn.Linear(hidden, keys, bias=False)
-        self.k_proj = nn.Linear(hidden, keys, bias=False)
-        self.v_proj = nn.Linear(hidden, values, bias=False)
-        self.a_proj = nn.Linear(hidden, heads, bias=False)
-        self.b_proj = nn.Linear(hidden, heads, bias=False)
-        self.g_proj = nn.Linear(hidden, values, bias=False)
+        self.q_proj = Linear(hidden, keys, bias=False)
+        self.k_proj = Linear(hidden, keys, bias=False)
+        self.v_proj = Linear(hidden, values, bias=False)
+        self.a_proj = Linear(hidden, heads, bias=False)
+        self.b_proj = Linear(hidden, heads, bias=False)
+        self.g_proj = Linear(hidden, values, bias=False)
         self.q_conv1d = ShortConvolution(keys, config.conv_size)
         self.k_conv1d = ShortConvolution(keys, config.conv_size)
         self.v_conv1d = ShortConvolution(values, config.conv_size)
         self.o_norm = RMSNorm(self.value_dim, config.norm_eps)
-        self.o_proj = nn.Linear(values, hidden, bias=False)
+        self.o_proj = Linear(values, hidden, bias=False)
 
     def forward(self, x: Tensor, chunk: Chunk, state: DeltaState | None, residual: Tensor | None = None) -> Tensor:
         """x, residual: [B, T, hidden]. Reads the memory, then leaves the new one in its place."""
@@ -166,23 +166,6 @@ class GatedDeltaNet(nn.Module):
             return torch.zeros_like(a, dtype=wide), torch.ones_like(b, dtype=wide)
         dt = F.softplus(a.to(wide) + self.dt_bias.to(wide))
         return -self.A_log.to(wide).exp() * dt, b.to(wide).sigmoid()
-
-
-def project(x: Tensor, *linears: nn.Module) -> Sequence[Tensor]:
-    """x through several linear maps: one product where their weights are side by side (`joint`), whose results are
-    then slices of one tensor."""
-    whole = joined(linears)
-    if whole is None:
-        return [linear(x) for linear in linears]
-    return ops.linear(x, *whole).split([linear.out_features for linear in linears], dim=-1)
-
-
-def project_onto(residual: Tensor | None, x: Tensor, linear: nn.Module) -> Tensor:
-    """residual + linear(x)."""
-    whole = joined((linear,))
-    if whole is not None:
-        return ops.linear(x, *whole, residual)
-    return linear(x) if residual is None else residual + linear(x)
 
 
 def _readable(tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_c
 
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.configuration import InfiniteVLConfig
-from infinitevl.model.joint import join
+from infinitevl.model.linear import join
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.processing import InfiniteVLProcessor
 

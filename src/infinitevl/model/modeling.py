@@ -14,7 +14,8 @@ from transformers.utils import ModelOutput
 from infinitevl.model.configuration import InfiniteVLConfig
 from infinitevl.model.decoder import Decoder
 from infinitevl.model.generation import StateGenerationMixin
-from infinitevl.model.layers import GatedDeltaNet, RMSNorm, ShortConvolution, project
+from infinitevl.model.layers import GatedDeltaNet, RMSNorm, ShortConvolution
+from infinitevl.model.linear import Linear
 from infinitevl.model.positions import Grid, as_grid, number_prompts
 from infinitevl.model.state import State
 from infinitevl.model.vision import VisionTower
@@ -67,7 +68,7 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
         super().__init__(config)
         text = config.text_config
         self.model = InfiniteVLModel(config)
-        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
         self.processor: Any = None
         self.post_init()
 
@@ -173,7 +174,7 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
         hidden: list[Tensor] | None = [] if wanted else None
         x = self._decode(embeds, positions, vision, mask, seq_idx, past_key_values, hidden)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        (logits,) = project(x[:, keep], self.lm_head)
+        logits = self.lm_head(x[:, keep])
         return InfiniteVLOutput(
             loss=None if labels is None else _next_token_loss(logits, labels[:, keep]),
             logits=logits,

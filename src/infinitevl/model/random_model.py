@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from infinitevl.model.configuration import InfiniteVLConfig
-from infinitevl.model.joint import join
+from infinitevl.model.linear import join
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.processing import (
     CHAT_TEMPLATE,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from helpers import Model, assert_close, text_ids, tiny_model
-from infinitevl.model.joint import join, joined
+from infinitevl.model.linear import join, joined
 
 
 @pytest.fixture

@@ -1,14 +1,41 @@
-"""Weights of linear maps of one input, side by side in one tensor: one product instead of several.
+"""Linear maps, and the weights of those of one input side by side in one tensor: one product instead of several.
 
 The parameters stay what they are, under their names; they become consecutive views of one storage. Whatever moves,
 replaces or wraps them (`.to`, PEFT, a trainer) may undo that: then there are several products again, and the same
 results.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from infinitevl import ops
+
+
+class Linear(nn.Linear):
+    """nn.Linear, computed by `ops`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.linear(input, self.weight, self.bias)
+
+
+def project(x: Tensor, *linears: nn.Module) -> Sequence[Tensor]:
+    """x through several linear maps: one product where their weights are side by side (`join`), whose results are
+    then slices of one tensor."""
+    whole = joined(linears)
+    if whole is None:
+        return [linear(x) for linear in linears]
+    return ops.linear(x, *whole).split([linear.out_features for linear in linears], dim=-1)
+
+
+def project_onto(residual: Tensor | None, x: Tensor, linear: nn.Module) -> Tensor:
+    """residual + linear(x)."""
+    whole = joined((linear,))
+    if whole is not None:
+        return ops.linear(x, *whole, residual)
+    return linear(x) if residual is None else residual + linear(x)
 
 
 @torch.no_grad()
@@ -22,9 +49,9 @@ def join(model: nn.Module) -> None:
                 _lay([linear.bias for linear in linears])
 
 
-def joined(linears: tuple[nn.Module, ...]) -> tuple[Tensor, Tensor | None] | None:
+def joined(linears: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None] | None:
     """Weight [N, K] and bias [N] of all of them as one map; None where they are not side by side, are more than
-    nn.Linear, or a gradient is to reach them one by one."""
+    `Linear`, or a gradient is to reach them one by one."""
     if not all(_plain(linear) for linear in linears):
         return None
     weight, bias = (_as_one([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
@@ -33,7 +60,7 @@ def joined(linears: tuple[nn.Module, ...]) -> tuple[Tensor, Tensor | None] | Non
 
 def _plain(linear: nn.Module) -> bool:
     """Whether calling it is a product with its weight and nothing else."""
-    return type(linear) is nn.Linear and not (
+    return type(linear) is Linear and not (
         linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
     )
 
