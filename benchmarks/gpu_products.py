@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ class Layer:
         self.norms = 1 + 0.1 * normal(2, HIDDEN)
 
     def __call__(self, x: Tensor, backend: str) -> Tensor:
-        (into, onto, _, _), (w_into, w_onto, w_mlp, w_down) = self.products, self.weights
+        onto, (w_into, w_onto, w_mlp, w_down) = self.products[1], self.weights
         y = ops.linear(ops.rms_norm(x, self.norms[0], EPS, backend=backend), w_into, backend=backend)
         x = ops.linear(y[:, : onto.k], w_onto, None, x, backend=backend)
         y = ops.swiglu(ops.rms_norm(x, self.norms[1], EPS, backend=backend), w_mlp, backend=backend)
@@ -159,29 +160,31 @@ def one_by_one(layers: list[Layer], x: Tensor) -> Tensor:
 
 def timings(rows: tuple[int, ...], top: Ceilings) -> Iterator[dict]:
     for name, product in PRODUCTS.items():
-        copies = max(1, round(CACHE / (2 * product.n * product.k)))
-        weights = [weight_of(product) for _ in range(copies)]
+        weights = [weight_of(product) for _ in range(max(1, round(CACHE / (2 * product.n * product.k))))]
         for m in rows:
-            inputs = inputs_of(product, m)
             floor = top.floor(2 * m * product.n * product.k, 2 * (product.n * product.k + m * product.k))
-            yield line(
-                name, m, floor, lambda backend, i=inputs: [partial_run(product, i, w, backend) for w in weights]
-            )
+            yield line(name, m, floor, partial(product_calls, product, inputs_of(product, m), weights))
     for m in rows:
-        x, weight = normal(m, HIDDEN), normal(HIDDEN)
-        floor = top.floor(0, 4 * m * HIDDEN)
-        yield line("norm", m, floor, lambda b, x=x, w=weight: [lambda: ops.rms_norm(x, w, EPS, backend=b)] * 20)
+        yield line("norm", m, top.floor(0, 4 * m * HIDDEN), partial(norm_calls, normal(m, HIDDEN), normal(HIDDEN)))
 
 
-def partial_run(product: Product, inputs: tuple, weight: Tensor, backend: str) -> Callable[[], Tensor]:
-    return lambda: run(product, inputs, weight, backend)
+def product_calls(product: Product, inputs: tuple, weights: list[Tensor], backend: str) -> list[Callable[[], Tensor]]:
+    return [partial(run, product, inputs, weight, backend) for weight in weights]
+
+
+def norm_calls(x: Tensor, weight: Tensor, backend: str) -> list[Callable[[], Tensor]]:
+    return [partial(ops.rms_norm, x, weight, EPS, backend=backend)] * 20
+
+
+def chain_calls(layers: list[Layer], x: Tensor, backend: str) -> list[Callable[[], Tensor]]:
+    return [partial(chain, layers, x, backend)]
 
 
 def chains(layers: list[Layer], rows: tuple[int, ...], top: Ceilings) -> Iterator[dict]:
     elements = sum(w.numel() for layer in layers for w in layer.weights)
     for m in rows:
-        x, floor = normal(m, HIDDEN), top.floor(2 * m * elements, 2 * elements)
-        yield line(f"{LAYERS} layers", m, floor, lambda backend, x=x: [lambda: chain(layers, x, backend)])
+        floor = top.floor(2 * m * elements, 2 * elements)
+        yield line(f"{LAYERS} layers", m, floor, partial(chain_calls, layers, normal(m, HIDDEN)))
 
 
 def line(name: str, m: int, floor: float, calls: Callable[[str], list[Callable[[], Tensor]]]) -> dict:
