@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infinitevl import ops
-from infinitevl.model.linear import Linear, joined, project, project_onto
+from infinitevl.model.linear import Linear, joined, padded_width, project, project_onto
 from infinitevl.model.rope import rotate
 from infinitevl.model.state import AttentionState, DeltaState
 
@@ -46,6 +46,7 @@ class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
     joint: ClassVar = [("gate_proj", "up_proj")]
+    into: ClassVar = "down_proj"
 
     def __init__(self, hidden_size: int, intermediate_size: int, bias: bool = False):
         super().__init__()
@@ -57,7 +58,8 @@ class MLP(nn.Module):
         return project_onto(residual, self._inner(x), self.down_proj)
 
     def _inner(self, x: Tensor) -> Tensor:
-        whole = joined((self.gate_proj, self.up_proj))
+        """[..., inner], or as wide as the padded rows of down's weight."""
+        whole = joined((self.gate_proj, self.up_proj), padded_width(self.down_proj))
         return F.silu(self.gate_proj(x)) * self.up_proj(x) if whole is None else ops.swiglu(x, *whole)
 
 

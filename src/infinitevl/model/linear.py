@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from infinitevl import ops
 
+PADDED = 64  # padded widths are multiples of it
+
 
 class Linear(nn.Linear):
     """nn.Linear, computed by `ops`, but where torch.compile is at work, which must not see the dispatch."""
@@ -33,31 +35,44 @@ def project(x: Tensor, *linears: nn.Module) -> Sequence[Tensor]:
 
 
 def project_onto(residual: Tensor | None, x: Tensor, linear: nn.Module) -> Tensor:
-    """residual + linear(x)."""
+    """residual + linear(x). x may be as wide as the padded rows of the linear's weight."""
     whole = joined((linear,))
     if whole is not None:
-        return ops.linear(x, *whole, residual)
+        weight, bias = whole
+        return ops.linear(x, _with_padding(weight) if x.shape[-1] > weight.shape[1] else weight, bias, residual)
     return linear(x) if residual is None else residual + linear(x)
 
 
 @torch.no_grad()
 def join(model: nn.Module) -> None:
-    """Lay the weights and biases of the modules that a module lists in `joint` side by side. Again is harmless."""
+    """Lay the weights and biases of the modules that a module lists in `joint` side by side. Again is harmless.
+
+    `into` of a module names the one that reads what comes of them, elementwise: where its width is no multiple of 8,
+    rows that the kernels cannot load 16 bytes at a time, all of them are padded with zeros, in memory alone.
+    """
     for module in model.modules():
         for names in getattr(module, "joint", ()):
             linears = [getattr(module, name) for name in names]
             if all(_plain(linear) for linear in linears):
-                _lay([linear.weight for linear in linears])
-                _lay([linear.bias for linear in linears])
+                every = _pad(getattr(module, module.into)) if hasattr(module, "into") else 0
+                _lay([linear.weight for linear in linears], every)
+                _lay([linear.bias for linear in linears], every)
 
 
-def joined(linears: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None] | None:
-    """Weight [N, K] and bias [N] of all of them as one map; None where they are not side by side, are more than
-    `Linear`, or a gradient is to reach them one by one, and inside torch.compile."""
+def joined(linears: Sequence[nn.Module], every: int = 0) -> tuple[Tensor, Tensor | None] | None:
+    """Weight [N, K] and bias [N] of all of them as one map, each in `every` rows (0: in as many as it has). None where
+    they do not lie so, are more than `Linear`, a gradient is to reach them one by one, and inside torch.compile."""
     if torch.compiler.is_compiling() or not all(_plain(linear) for linear in linears):
         return None
-    weight, bias = (_as_one([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
+    weight, bias = (_as_one([getattr(linear, name) for linear in linears], every) for name in ("weight", "bias"))
     return None if weight is None or (bias is None and linears[0].bias is not None) else (weight, bias)
+
+
+def padded_width(linear: nn.Module) -> int:
+    """The width of the rows of its weight in memory, which it may be given instead of its own width."""
+    if not _plain(linear) or (torch.is_grad_enabled() and linear.weight.requires_grad):
+        return linear.in_features
+    return linear.weight.stride(0)
 
 
 def _plain(linear: nn.Module) -> bool:
@@ -67,31 +82,48 @@ def _plain(linear: nn.Module) -> bool:
     )
 
 
-def _lay(parts: list[Tensor]) -> None:
+def _pad(linear: nn.Module) -> int:
+    """Make the rows of its weight longer in memory where they are misaligned. Returns `padded_width`."""
+    if _plain(linear) and linear.in_features % 8 and linear.weight.is_contiguous() and not linear.weight.is_meta:
+        width = -(-linear.in_features // PADDED) * PADDED
+        whole = linear.weight.new_zeros(linear.out_features, width)
+        whole[:, : linear.in_features] = linear.weight
+        linear.weight.data = whole[:, : linear.in_features]
+    return padded_width(linear)
+
+
+def _with_padding(weight: Tensor) -> Tensor:
+    return weight.detach().as_strided((len(weight), weight.stride(0)), weight.stride())
+
+
+def _lay(parts: list[Tensor], every: int) -> None:
     like = parts[0]
     if like is None or any(p.dtype != like.dtype or p.device != like.device for p in parts):
         return
-    if like.is_meta or _consecutive(parts):
+    if like.is_meta or _regular(parts, every):
         return
-    whole = torch.cat([part.detach() for part in parts])
-    for part, place in zip(parts, whole.split([len(part) for part in parts]), strict=True):
-        part.data = place
+    sizes = [every or len(part) for part in parts]
+    whole = like.new_zeros(sum(sizes), *like.shape[1:])
+    for part, place in zip(parts, whole.split(sizes), strict=True):
+        place[: len(part)] = part
+        part.data = place[: len(part)]
 
 
-def _as_one(parts: list[Tensor]) -> Tensor | None:
+def _as_one(parts: list[Tensor], every: int) -> Tensor | None:
     if len(parts) == 1:
         return parts[0]
-    if parts[0] is None or not _consecutive(parts):
+    if parts[0] is None or not _regular(parts, every):
         return None
     if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
         return None
     first = parts[0].detach()
-    return first.as_strided((sum(len(part) for part in parts), *first.shape[1:]), first.stride())
+    return first.as_strided((sum(every or len(part) for part in parts), *first.shape[1:]), first.stride())
 
 
-def _consecutive(parts: list[Tensor]) -> bool:
+def _regular(parts: list[Tensor], every: int) -> bool:
+    """Whether they follow one another in one storage, each in `every` rows (0: in as many as it has)."""
     return all(
-        b.data_ptr() == a.data_ptr() + a.nbytes
+        b.data_ptr() == a.data_ptr() + (every or len(a)) * a.stride(0) * a.element_size()
         and b.untyped_storage().data_ptr() == a.untyped_storage().data_ptr()
         and a.is_contiguous()
         and b.is_contiguous()
