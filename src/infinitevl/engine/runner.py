@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from infinitevl.engine.pool import Pool, Seat
 from infinitevl.engine.prompt import MediaPrompt, Piece, TextPrompt
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.streaming.feeding import take_frames, take_text, take_tokens
+from infinitevl.streaming.feeding import encode_frames, take_frames, take_text, take_tokens
 from infinitevl.streaming.session import Session
 
 CHUNK = 256  # tokens of a prompt that are put in at once: about a frame's
@@ -38,9 +38,8 @@ class Runner:
         """A frame for each of some streams. pixels: uint8 [B, h, w, 3] of a size that the model takes; times: on the
         streams' clocks. Opens the videos of streams in which none is open."""
         model = self.model
-        frames = pixels.to(model.device).repeat_interleave(model.processor.settings.temporal_patch_size, dim=0)
-        patches, (count, height, width) = model.processor.patches(frames, min_pixels=1, max_pixels=frames.numel())
-        features = model.encode(patches, ((count, height, width),)).unflatten(0, (count, -1))
+        height, width = (side // model.processor.settings.patch_size for side in pixels.shape[1:3])
+        features = encode_frames(model, pixels)
         before = [model.processor.encode(session.before_frame()) for session in sessions]
         starts = [time if text else session.start for time, text, session in zip(times, before, sessions, strict=True)]
         seconds = [[time - start] for time, start in zip(times, starts, strict=True)]

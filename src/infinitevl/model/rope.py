@@ -6,7 +6,7 @@ p is. (The float32 product p f is off by 0.06 rad at a million tokens.)
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 HALF = 1 << 16
 
 
-@lru_cache(maxsize=16)
+@cache  # for ever: graphs read it
 def frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
     """[head_dim / 2] float32: theta^(-2i / head_dim), rounded as Qwen2.5-VL rounds it."""
     with torch.inference_mode(False):

@@ -9,6 +9,7 @@
 A full_attention layer keeps every token instead of a ring, so its part grows, by doubling.
 """
 
+import copy
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -117,6 +118,16 @@ class State:
     def fork(self) -> "State":
         """An independent copy."""
         return self._changed(Tensor.clone)
+
+    def view(self) -> "State":
+        """Another one of the same tensors."""
+        return copy.copy(self)
+
+    def adopt(self, other: "State") -> None:
+        """Have the tensors of `other` in the place of one's own."""
+        self.layers = list(other.layers)
+        for name in self.COUNTERS:
+            setattr(self, name, getattr(other, name))
 
     def take(self, rows: Sequence[int]) -> "State":
         """Copies of some rows, a row as often as it is named."""
