@@ -58,7 +58,7 @@ def _prefill(model: InfiniteVLForConditionalGeneration, options: ChatOptions) ->
 def answer(model: InfiniteVLForConditionalGeneration, options: ChatOptions, sampling: Sampling) -> Iterator[str]:
     """The answer, piece by piece."""
     output = _prefill(model, options)
-    speaker = Speaker(model, output.past_key_values, [sampling])
     pieces = TextPieces(model.processor.tokenizer)
     writer = Writer(sampling, pieces, options.max_tokens, model.end_tokens())
+    speaker = Speaker(model, output.past_key_values, [sampling], writer.ends)
     return decode(speaker.first(output.logits[:, -1]), speaker.go_on, writer)

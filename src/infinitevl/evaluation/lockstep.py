@@ -57,7 +57,7 @@ class Lockstep:
         opening = processor.encode(VISION_END if self.frames else f"{SYSTEM}{IM_START}user\n")
         closing = processor.encode(f"{IM_END}\n{IM_START}assistant\n")
         rows = [[*opening, *processor.encode(question.strip(), special=False), *closing] for question in questions]
-        speaker = Speaker(self.model, self.state, [Sampling()] * len(rows))
+        speaker = Speaker(self.model, self.state, [Sampling()] * len(rows), self.model.end_tokens())
         first = speaker.first(take_text(self.model, self.state, rows))
         return processor.tokenizer.batch_decode(
             self._written(first, speaker, max_new_tokens), skip_special_tokens=True

@@ -11,6 +11,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from infinitevl.ops.rows import rotate
+
+__all__ = ["frequencies", "rotary_table", "rotate"]
+
 HALF = 1 << 16
 
 
@@ -48,9 +52,3 @@ def _runs(values: list[int]) -> list[tuple[int, int]]:
         else:
             runs.append((value, 1))
     return runs
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [B, T, H, D] by the angles of cos and sin [B, T, 1, D / 2], pairing i with i + D / 2."""
-    first, second = x.to(cos.dtype).chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)

@@ -188,6 +188,15 @@ def write_ring(
     run(ring_k, ring_v, k, v, count, sinks=sinks, lengths=lengths)
 
 
+def rotate_heads(
+    qkv: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [T, H, D] of qkv [T, 3, H, D]; queries and keys turned by the angles of cos and sin
+    [T, 1, D / 2], which pair i with i + D / 2. What is returned may lie in qkv, which is changed then.
+    """
+    return implementation("rotate_heads", qkv.device, backend)(qkv, cos, sin)
+
+
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:
     """x / sqrt(mean x^2 + eps) * weight * silu(gate) over the last dimension. x, gate: [..., V]; weight: [V]."""
     return implementation("gated_rms_norm", x.device, backend)(x, gate, weight, eps)

@@ -1,6 +1,6 @@
 """Writing answers, token by token, into the rows of a state."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import torch
@@ -15,9 +15,9 @@ from infinitevl.streaming.text import Sampling, choose, draws, pick
 
 
 class Speaker:
-    """Chooses tokens for the rows of a state, on its device, and feeds them. A row rests when it has ended.
+    """Chooses tokens for the rows of a state, on its device, and feeds them.
 
-    samplings: of each row.
+    samplings: of each row; ends: tokens that end a row: it rests then.
     """
 
     def __init__(
@@ -25,9 +25,10 @@ class Speaker:
         model: InfiniteVLForConditionalGeneration,
         state: State,
         samplings: Sequence[Sampling],
+        ends: Collection[int],
     ) -> None:
         self.model, self.state, self.samplings = model, state, samplings
-        self._ends = to_device(torch.tensor(sorted(model.end_tokens()), dtype=torch.int64), model.device)
+        self._ends = to_device(torch.tensor(sorted(ends), dtype=torch.int64), model.device)
 
     def first(self, logits: Tensor) -> Tensor:
         """Tokens [B] after logits [B, vocabulary]."""
@@ -38,9 +39,8 @@ class Speaker:
         """Feed tokens [B], and choose the next ones. A row whose token is an end stays as it is, token and all."""
         model = self.model
         drawn = draws(self.samplings, model.config.text_config.vocab_size, tokens.device)
-        return run(
-            model, ("step", len(drawn)), partial(_step, model), tokens, self._ends, *drawn, state=self.state
-        ).clone()
+        inputs = tokens, self._ends, *drawn
+        return run(model, ("step", len(drawn)), partial(_step, model), *inputs, state=self.state).clone()
 
 
 def _step(

@@ -156,7 +156,7 @@ class Stream:
         """Write the question, then the answer, into this stream's own state."""
         logits = self._feed(asked)
         self.session.phase = "answered"
-        speaker = Speaker(self.model, self.state, [writer.sampling])
+        speaker = Speaker(self.model, self.state, [writer.sampling], writer.ends)
         try:
             yield from decode(speaker.first(logits), speaker.go_on, writer)
         finally:

@@ -72,7 +72,7 @@ def pick(
 
 
 class Writer:
-    """Writes one answer: chooses tokens, turns them into text, knows when it ends.
+    """Writes one answer: turns tokens into text, knows when it ends.
 
     It ends at a token of `ends`, at a stop string, or after `limit` tokens. tokens: chosen so far; reason: why it
     ended, "stop" or "length", None before.
@@ -85,12 +85,8 @@ class Writer:
         self.tokens = 0
         self.reason: Literal["stop", "length"] | None = None
 
-    def write(self, logits: Tensor) -> tuple[int | None, str]:
-        """logits: [vocabulary] -> the next token, to be fed to the model, None at the end's own; text it completes."""
-        return self.push(self.sampling.choose(logits))
-
-    def push(self, token: int) -> tuple[int | None, str]:
-        """As `write`, for the token that was chosen."""
+    def write(self, token: int) -> tuple[int | None, str]:
+        """The token that was chosen -> the token to be fed to the model, None at the end's own; text it completes."""
         if token in self.ends:
             self.reason = "stop"
             return None, self.pieces.flush()
@@ -112,7 +108,7 @@ def decode(token: Tensor, go_on: Callable[[Tensor], Tensor], writer: Writer) -> 
     """
     while writer.reason is None:
         read, following = fetch(token), go_on(token) if token.is_cuda else None
-        fed, text = writer.push(read()[0])
+        fed, text = writer.write(read()[0])
         try:
             if text:
                 yield text
