@@ -51,13 +51,14 @@ def implementation(op: str, device: torch.device, backend: str | None = None) ->
     """The function that computes `op` on `device`. Raises ValueError for a backend that does not exist or lacks it.
 
     Where neither the call nor `using` names one: on a GPU the Triton kernels, where there is one for the op and it
-    takes the inputs, else eager.
+    takes the inputs, else eager; and eager where torch.compile is at work, which makes kernels of its own.
     """
     name = backend or preferred()
     if backend is None and name is not None and not hasattr(_module(name), op):
         name = None
     if name is None:
-        return _fastest(op) if device.type == "cuda" and _has_triton() else _function(op, "eager")
+        by_kernels = device.type == "cuda" and not torch.compiler.is_compiling() and _has_triton()
+        return _fastest(op) if by_kernels else _function(op, "eager")
     return _function(op, name)
 
 
