@@ -237,7 +237,7 @@ class Engine:
     def load(self) -> dict[str, int]:
         """How full it is."""
         with self._ready:
-            waiting = sum(len(line.waiting) for line in self._loop.scheduler.lines.values())
+            waiting = sum(line.unseen for line in self._loop.scheduler.lines.values())
         slots, answers = self._pool.seated, len(self._loop.answers) + self._coming
         return {"streams": len(self._streams), "slots": slots, "answers": answers, "waiting_frames": waiting}
 

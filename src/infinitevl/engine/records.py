@@ -106,7 +106,7 @@ class Watched:
         stats = self.session.stats
         return View(
             self.id, self.about, self.session.fps, self.session.max_pixels, self.place, stats.frames, stats.tokens,
-            stats.dropped, len(self.line.waiting), self.seen or 0.0, fps,
+            stats.dropped, self.line.unseen, self.seen or 0.0, fps,
             sum(lag for _, lag in recent) / len(recent) if recent else 0.0, state_bytes, self.saved,
         )  # fmt: skip
 
