@@ -16,6 +16,9 @@ CALLS = {
     "linear": lambda **backend: ops.linear(X, torch.randn(3, 4), **backend),
     "swiglu": lambda **backend: ops.swiglu(X, torch.randn(6, 4), **backend),
     "rms_norm": lambda **backend: ops.rms_norm(X, X[0, 0, 0], 1e-5, **backend),
+    "rotate_heads": lambda **backend: ops.rotate_heads(
+        torch.randn(2, 3, 1, 4), torch.randn(2, 1, 2), torch.randn(2, 1, 2), **backend
+    ),
     "gated_rms_norm": lambda **backend: ops.gated_rms_norm(X, X, X[0, 0, 0], 1e-5, **backend),
 }
 
