@@ -1,4 +1,4 @@
-"""The four operations of the model, each behind one dispatch function.
+"""The operations of the model, each behind one dispatch function.
 
 Every operation has a readable twin in `reference` (token by token, any floating dtype) and an `eager` PyTorch
 version (chunked, differentiable, any device) with exactly the same signature, and some have a `triton` one, or one
@@ -191,6 +191,31 @@ def write_ring(
     """
     run = implementation("write_ring", k.device, backend)
     run(ring_k, ring_v, k, v, count, sinks=sinks, lengths=lengths)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """residual + x weight^T + bias. x: [..., K]; weight: [N, K]; bias: [N]; residual: [..., N]."""
+    return implementation("linear", x.device, backend)(x, weight, bias, residual)
+
+
+def swiglu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    """silu(gate) up, where x weight^T + bias is gate and up side by side.
+
+    x: [..., K]; weight: [2 N, K]; bias: [2 N]. Returns [..., N].
+    """
+    return implementation("swiglu", x.device, backend)(x, weight, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:
+    """x / sqrt(mean x^2 + eps) * weight over the last dimension. x: [..., N]; weight: [N]."""
+    return implementation("rms_norm", x.device, backend)(x, weight, eps)
 
 
 def rotate_heads(
