@@ -1,6 +1,5 @@
 """The layers of the language model: two kinds of mixer, the MLP, the residual block."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from infinitevl import ops
 from infinitevl.model.rope import rotate
 from infinitevl.model.state import AttentionState, DeltaState
+from infinitevl.ops.mixing import DeltaInputs, DeltaWeights, Operations, mix
+
+DISPATCHED = Operations(ops.short_convolution, ops.gated_delta_rule, ops.gated_rms_norm)
 
 
 @dataclass
@@ -85,10 +87,6 @@ class ShortConvolution(nn.Conv1d):
     def __init__(self, channels: int, width: int):
         super().__init__(channels, channels, width, groups=channels, bias=False)
 
-    def forward(self, x: Tensor, tail: Tensor | None, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """x: [B, T, channels]; tail: [B, width - 1, channels]. Returns y and the new tail."""
-        return ops.short_convolution(x, self.weight[:, 0], tail, lengths=chunk.lengths, seq_idx=chunk.seq_idx)
-
 
 class GatedDeltaNet(nn.Module):
     """Gated DeltaNet (arXiv 2412.06464): a memory S [K, V] per head, decayed and corrected by every token.
@@ -118,52 +116,43 @@ class GatedDeltaNet(nn.Module):
 
     def forward(self, x: Tensor, chunk: Chunk, state: DeltaState | None) -> Tensor:
         """x: [B, T, hidden]. Reads the memory, then leaves the new one in its place."""
+        inputs = self._inputs(x)
+        if state is not None and not torch.is_grad_enabled():
+            o = ops.delta_mixer(
+                inputs, self.weights, state.memory, state.tail,
+                rule=self.rule, lengths=chunk.lengths, arrived=state.arrived,
+            )  # fmt: skip
+        else:
+            o = self._mixed(inputs, chunk, state)
+        return self.o_proj(o.flatten(2))
+
+    @property
+    def weights(self) -> DeltaWeights:
+        convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
+        return DeltaWeights(
+            *(c.weight[:, 0] for c in convolutions), self.A_log, self.dt_bias, self.o_norm.weight, self.norm_eps
+        )
+
+    def _inputs(self, x: Tensor) -> DeltaInputs:
         q, k, v, gate, a, b = project(x, self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.a_proj, self.b_proj)
-        (q, k, v), tails = self._convolved((q, k, v), chunk, None if state is None else _readable(state.tail))
-        initial = None if state is None else _readable(state.memory)
-        o, memory = ops.gated_delta_rule(
-            q.unflatten(-1, (self.heads, self.key_dim)),
-            k.unflatten(-1, (self.heads, self.key_dim)),
-            v.unflatten(-1, (self.heads, self.value_dim)),
-            *self._gates(a, b),
-            initial,
-            delta=self.rule == "gated_delta",
-            lengths=chunk.lengths,
-            seq_idx=chunk.seq_idx,
+        q, k, v, gate = (y.unflatten(-1, (self.heads, -1)) for y in (q, k, v, gate))
+        return DeltaInputs(q, k, v, gate, a, b)
+
+    def _mixed(self, inputs: DeltaInputs, chunk: Chunk, state: DeltaState | None) -> Tensor:
+        """With gradients. Autograd keeps copies of the state, which is then written in place."""
+        before = (None, None) if state is None else (state.memory.clone(), state.tail.clone())
+        o, memory, tail = mix(
+            DISPATCHED, inputs, self.weights, *before, rule=self.rule, lengths=chunk.lengths, seq_idx=chunk.seq_idx
         )
         if state is not None:
             state.memory.copy_(memory.detach())
-            state.tail.copy_(torch.cat(tails, dim=-1).detach())
-        gate = gate.unflatten(-1, (self.heads, self.value_dim))
-        return self.o_proj(ops.gated_rms_norm(o, gate, self.o_norm.weight, self.norm_eps).flatten(2))
-
-    def _convolved(
-        self, inputs: Sequence[Tensor], chunk: Chunk, tail: Tensor | None
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """q, k, v after their convolutions, and the new tails of the three."""
-        convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
-        widths = [convolution.in_channels for convolution in convolutions]
-        tails = (None, None, None) if tail is None else tail.split(widths, dim=-1)
-        pairs = [c(y, t, chunk) for c, y, t in zip(convolutions, inputs, tails, strict=True)]
-        return [y for y, _ in pairs], [t for _, t in pairs]
-
-    def _gates(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Log decay g and write strength beta [B, T, heads], in float32 (float64 for a float64 model)."""
-        wide = torch.float64 if a.dtype == torch.float64 else torch.float32
-        if self.rule == "plain":
-            return torch.zeros_like(a, dtype=wide), torch.ones_like(b, dtype=wide)
-        dt = F.softplus(a.to(wide) + self.dt_bias.to(wide))
-        return -self.A_log.to(wide).exp() * dt, b.to(wide).sigmoid()
+            state.tail.copy_(tail.detach())
+        return o
 
 
 def project(x: Tensor, *linears: nn.Module) -> list[Tensor]:
     """x through several linear maps."""
     return [linear(x) for linear in linears]
-
-
-def _readable(tensor: Tensor) -> Tensor:
-    """A state tensor as an input: a copy where autograd keeps it, because the state is then written in place."""
-    return tensor.clone() if torch.is_grad_enabled() else tensor
 
 
 class DecoderLayer(GradientCheckpointingLayer):

@@ -44,10 +44,16 @@ class AttentionState:
 
 @dataclass
 class DeltaState:
-    """memory: [B, heads, K, V]; tail: [B, conv_size - 1, heads (2 K + V)], the last inputs of q, k and v."""
+    """memory: [B, heads, K, V]; tail: [B, conv_size - 1, heads (2 K + V)], the last inputs of q, k and v.
+
+    arrived: what `ops.delta_mixer` counts in, zeros between its calls, so no part of what is saved or copied.
+    """
 
     memory: Tensor
     tail: Tensor
+
+    def __post_init__(self) -> None:
+        self.arrived = torch.zeros(self.memory.shape[:2], dtype=torch.int32, device=self.memory.device)
 
 
 class State:

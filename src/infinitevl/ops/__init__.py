@@ -1,4 +1,4 @@
-"""The four operations of the model, each behind one dispatch function.
+"""The operations of the model, each behind one dispatch function.
 
 Every operation has a readable twin in `reference` (token by token, any floating dtype) and an `eager` PyTorch
 version (chunked, differentiable, any device) with exactly the same signature, and some have a `triton` one, or one
@@ -24,6 +24,8 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+from infinitevl.ops.mixing import DeltaInputs, DeltaWeights
 
 BACKENDS = {name: f"{__name__}.{name}" for name in ("reference", "eager", "triton", "fla")}
 _preferred: ContextVar[str | None] = ContextVar("preferred backend", default=None)
@@ -201,3 +203,34 @@ def rotate_heads(
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:
     """x / sqrt(mean x^2 + eps) * weight * silu(gate) over the last dimension. x, gate: [..., V]; weight: [V]."""
     return implementation("gated_rms_norm", x.device, backend)(x, gate, weight, eps)
+
+
+def delta_mixer(
+    x: DeltaInputs,
+    weights: DeltaWeights,
+    memory: Tensor,
+    tail: Tensor,
+    *,
+    rule: str = "gated_delta",
+    slots: Tensor | None = None,
+    lengths: Tensor | None = None,
+    arrived: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """What a Gated DeltaNet layer does between its projections, for streams that go on, without gradients:
+
+        q, k, v = short_convolution of each
+        g, beta = -exp(A_log) softplus(a + dt_bias), sigmoid(b)
+        o       = gated_rms_norm(gated_delta_rule(q, k, v, g, beta), gate, norm, eps)
+
+    memory: [N, H, K, V] float32 (float64 for float64 inputs) and tail: [N, W - 1, H (2 K + V)], the last inputs of
+    q, k and v; both are changed in place.
+    rule: "gated_delta"; "gated", without the delta correction; "plain", with neither correction nor decay.
+    slots: [B] int64, the place in memory and tail of every row, all different; None: row b is at b. A row with a
+    negative slot rests: nothing of it is read or changed.
+    arrived: [N, H] int32 of zeros that go with the memory, and are zeros again afterwards; kernels count in them.
+    None: they are made in every call.
+    Returns o [B, T, H, V], zeros at padding and in rows that rest.
+    """
+    run = implementation("delta_mixer", memory.device, backend)
+    return run(x, weights, memory, tail, rule=rule, slots=slots, lengths=lengths, arrived=arrived)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from infinitevl.ops.mixing import DeltaInputs, DeltaWeights, Operations, mix_in_place
 from infinitevl.ops.rows import work_dtype
 
 
@@ -165,3 +166,18 @@ def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tenso
     wide = x.to(work_dtype(x))
     scale = torch.sqrt((wide * wide).mean(-1, keepdim=True) + eps)
     return (wide / scale * weight.to(wide.dtype) * F.silu(gate.to(wide.dtype))).to(x.dtype)
+
+
+def delta_mixer(
+    x: DeltaInputs,
+    weights: DeltaWeights,
+    memory: Tensor,
+    tail: Tensor,
+    *,
+    rule: str = "gated_delta",
+    slots: Tensor | None = None,
+    lengths: Tensor | None = None,
+    arrived: Tensor | None = None,
+) -> Tensor:
+    run = Operations(short_convolution, gated_delta_rule, gated_rms_norm)
+    return mix_in_place(run, x, weights, memory, tail, rule=rule, slots=slots, lengths=lengths)

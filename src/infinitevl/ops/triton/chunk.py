@@ -48,14 +48,40 @@ def inverse_norm(x):
 
 
 @triton.jit
-def decays(g, seq_idx, row, head, start, length, T, H):
+def load_gates(g, row, head, start, length, T, H):
+    """g of a chunk, 0 at padding."""
+    at = start + tl.arange(0, CHUNK)
+    return tl.load(g + (row.to(tl.int64) * T + at) * H + head, mask=at < length, other=0.0)
+
+
+@triton.jit
+def place(slots, lengths, row, T):
+    """Where a row's memory lies (negative: nowhere) and how many tokens are real."""
+    slot = row
+    if slots is not None:
+        slot = tl.load(slots + row)
+    return slot, row_length(lengths, row, T)
+
+
+@triton.jit
+def gates(a, b, A_log, dt_bias, real):
+    """beta and g of some tokens; 0 and 0 at padding."""
+    dt = tl.load(a, mask=real, other=0.0).to(tl.float32) + tl.load(dt_bias).to(tl.float32)
+    dt = tl.where(dt > 20, dt, tl.log(1 + tl.exp(tl.minimum(dt, 20))))
+    strength = tl.sigmoid(tl.load(b, mask=real, other=0.0).to(tl.float32))
+    decay = -tl.exp(tl.load(A_log).to(tl.float32)) * dt
+    return tl.where(real, strength, 0.0), tl.where(real, decay, 0.0)
+
+
+@triton.jit
+def decays(gates, seq_idx, row, start, length, T):
     """Gamma [CHUNK, CHUNK], exp(c) and exp(c_last - c) [CHUNK], exp(c_last), cut between sequences; float32.
 
     c in float64: differences of float32 sums are off by 1e-2 behind a gate of -1e4.
     """
     i = tl.arange(0, CHUNK)
     row = row.to(tl.int64) * T
-    gates = tl.load(g + (row + start + i) * H + head, mask=start + i < length, other=0.0).to(tl.float64)
+    gates = gates.to(tl.float64)
     c, last = tl.cumsum(gates, axis=0), tl.sum(gates, axis=0)
     seen = i[:, None] >= i[None, :]
     entering, leaving, carried = (
@@ -76,8 +102,11 @@ def decays(g, seq_idx, row, head, start, length, T, H):
 
 
 @triton.jit
-def unit_inverse(lower):
+def unit_inverse(lower, EXACT: tl.constexpr):
     """(I + lower)^-1 of a strictly lower triangular [CHUNK, CHUNK] matrix.
+
+    EXACT: to float32; else to about 1e-3, with products of float16, whose range is enough: of unit keys and
+    strengths to 1 no entry of an inverse exceeds 1.
 
     The diagonal blocks by eliminating column after column, in all blocks at once; then two diagonal blocks with
     inverses X and Z and the block L between them are one, with inverse [X, 0; -Z L X, Z].
@@ -95,6 +124,10 @@ def unit_inverse(lower):
     for level in tl.static_range(2):
         block = i // (BLOCK << level)
         pair = (block[:, None] // 2 == block[None, :] // 2) & (block[:, None] != block[None, :])
-        between = tl.dot(x, tl.where(pair, lower, 0.0), input_precision=PRECISION)
-        x -= tl.dot(between, x, input_precision=PRECISION)
+        below = tl.where(pair, lower, 0.0)
+        if EXACT:
+            x -= tl.dot(tl.dot(x, below, input_precision=PRECISION), x, input_precision=PRECISION)
+        else:
+            half = x.to(tl.float16)
+            x -= tl.dot(tl.dot(half, below.to(tl.float16)).to(tl.float16), half)
     return x
