@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from infinitevl.ops.triton.finish import capacity_of, finish
+
 MAX_SPLITS = 64
 LOG2_E = 1.4426950408889634
 
@@ -50,9 +52,7 @@ def window_attention(
     reason = unsupported(q, k, v, seq_idx)
     if reason:
         raise NotImplementedError(f"window attention in Triton: {reason}")
-    slots = 0 if ring_k is None else ring_k.shape[2]
-    keys = q.shape[1] + (slots if window is None else min(slots, window + sinks))
-    plan = plan_of(q, k.shape[2], keys)
+    plan = plan_for(q, k, ring_k, window, sinks)
     with torch.cuda.device_of(q):
         return attend(q, k, v, ring_k, ring_v, count, window=window, sinks=sinks, lengths=lengths, plan=plan)
 
@@ -69,6 +69,11 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, seq_idx: Tensor | None = None) 
     if not 16 <= width <= 128 or width & (width - 1):
         return f"heads are {width} wide: a power of two from 16 to 128 is needed"
     return None
+
+
+def plan_for(q: Tensor, k: Tensor, ring_k: Tensor | None, window: int | None, sinks: int) -> Plan:
+    slots = 0 if ring_k is None else ring_k.shape[2]
+    return plan_of(q, k.shape[2], q.shape[1] + (slots if window is None else min(slots, window + sinks)))
 
 
 def plan_of(q: Tensor, groups: int, keys: int) -> Plan:
@@ -103,41 +108,53 @@ def attend(
     plan: Plan,
 ) -> Tensor:
     """`window_attention` by a given plan."""
+    out, parts, sums = launch(
+        q, k, v, ring_k, ring_v, count, window=window, sinks=sinks, lengths=lengths, slots=None, plan=plan
+    )
+    if parts is not None:
+        finish(parts, sums, out)
+    return out
+
+
+def launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ring_k: Tensor | None,
+    ring_v: Tensor | None,
+    count: Tensor | None,
+    *,
+    window: int | None,
+    sinks: int,
+    lengths: Tensor | None,
+    slots: Tensor | None,
+    plan: Plan,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`attend` up to the parts and sums that are to be added up into its result by `finish` (None: it is there)."""
     (batch, time, heads, width), groups = q.shape, k.shape[2]
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    slots = 0 if ring_k is None or ring_v is None or count is None else _slots(ring_k, ring_v)
+    capacity = 0 if count is None else capacity_of(ring_k, ring_v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    parts, sums = out, None
+    parts, sums = None, None
     if plan.splits > 1:
         parts = torch.empty(plan.splits, *q.shape, dtype=torch.float32, device=q.device)
         sums = torch.empty(plan.splits, batch, time, heads, dtype=torch.float32, device=q.device)
     tiles = triton.cdiv(time, plan.block_m // (heads // groups))
     _attend_kernel[tiles, plan.splits, batch * groups](
-        q, k, v, ring_k, ring_v, count, lengths, parts, sums,
-        time, groups, slots, time + slots if window is None else window, sinks,
+        q, k, v, ring_k, ring_v, count, lengths, slots, out if parts is None else parts, sums,
+        time, groups, capacity, time + capacity if window is None else window, sinks,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         SCALE=width**-0.5 * LOG2_E, REPEATS=heads // groups, D=width,
         BLOCK_M=plan.block_m, BLOCK_N=plan.block_n, IN_PARTS=plan.splits > 1,
-        HAS_RING=slots > 0, num_warps=plan.warps, num_stages=plan.stages,
+        HAS_RING=capacity > 0, num_warps=plan.warps, num_stages=plan.stages,
     )  # fmt: skip
-    if plan.splits > 1:
-        rows = max(1, 32 // plan.splits)
-        _combine_kernel[(triton.cdiv(batch * time * heads, rows),)](
-            parts, sums, out, batch * time * heads, SPLITS=plan.splits, ROWS=rows, D=width
-        )
-    return out
-
-
-def _slots(ring_k: Tensor, ring_v: Tensor) -> int:
-    if not (ring_k.is_contiguous() and ring_v.is_contiguous()):
-        raise ValueError("the rings must be contiguous")
-    return ring_k.shape[2]
+    return out, parts, sums
 
 
 @triton.jit(do_not_specialize=["time"])
 def _attend_kernel(
-    q, k, v, ring_k, ring_v, count, lengths, out, sums,
-    time, groups, slots, window, sinks,
+    q, k, v, ring_k, ring_v, count, lengths, slots, out, sums,
+    time, groups, capacity, window, sinks,
     q_b, q_t, q_h, k_b, k_t, k_g, v_b, v_t, v_g,
     SCALE: tl.constexpr, REPEATS: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IN_PARTS: tl.constexpr, HAS_RING: tl.constexpr,
@@ -148,6 +165,10 @@ def _attend_kernel(
     length = time
     if lengths is not None:
         length = tl.load(lengths + b).to(tl.int32)
+    place = b
+    if slots is not None:
+        place = tl.load(slots + b)
+        length = tl.where(place < 0, 0, length)
     before = tl.zeros((), tl.int64)
     if count is not None:
         before = tl.load(count + b)
@@ -165,7 +186,7 @@ def _attend_kernel(
     from_ring = 0
     head = 0
     if HAS_RING:
-        turn = slots - sinks
+        turn = capacity - sinks
         kept = tl.minimum(before, sinks).to(tl.int32)
         written = tl.maximum(before - sinks, 0)
         head = (written % turn).to(tl.int32)
@@ -188,7 +209,7 @@ def _attend_kernel(
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, D), tl.float32)
     if HAS_RING:
-        ring_row = (b * groups + g) * slots * D
+        ring_row = (place * groups + g) * capacity * D
         for block in range(begin, tl.minimum(end, masked_blocks)):
             x = ring_start + block * BLOCK_N + n
             slot = _slot(x, kept, x - ring_keys + head, turn, sinks)
@@ -250,63 +271,3 @@ def _meet(acc, top, total, queries, key, value, seen, SCALE: tl.constexpr):
     total = total * keep + tl.sum(p, 1)
     acc = tl.dot(p.to(value.dtype), value, acc * keep[:, None], input_precision="tf32x3")
     return acc, new_top, total
-
-
-@triton.jit(do_not_specialize=["rows"])
-def _combine_kernel(parts, sums, out, rows, SPLITS: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr):
-    """out[r] = sum_s 2^sums[s, r] parts[s, r] / sum_s 2^sums[s, r]. A part with the sum -inf was never written."""
-    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    d = tl.arange(0, D)
-    at = tl.arange(0, SPLITS)[None, :] * rows + r[:, None]
-    lse = tl.load(sums + at, mask=(r < rows)[:, None], other=float("-inf"))
-    top = tl.max(lse, 1)
-    weight = tl.exp2(lse - tl.where(top == float("-inf"), 0.0, top)[:, None])
-    total = tl.sum(weight, 1)
-    weight /= tl.where(total > 0, total, 1)[:, None]
-    part = tl.load(parts + at[:, :, None] * D + d[None, None, :], mask=(weight > 0)[:, :, None], other=0.0)
-    o = tl.sum(part * weight[:, :, None], 1)
-    tl.store(out + r[:, None] * D + d[None, :], o, mask=(r < rows)[:, None])
-
-
-def write_ring(
-    ring_k: Tensor,
-    ring_v: Tensor,
-    k: Tensor,
-    v: Tensor,
-    count: Tensor,
-    *,
-    sinks: int = 0,
-    lengths: Tensor | None = None,
-) -> None:
-    k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
-    batch, time, groups, width = k.shape
-    rows = 8
-    with torch.cuda.device_of(k):
-        _write_kernel[triton.cdiv(time * groups, rows), batch](
-            ring_k, ring_v, k, v, count, lengths, time, groups, _slots(ring_k, ring_v), sinks,
-            *k.stride()[:3], *v.stride()[:3], ROWS=rows, D=width, BLOCK_D=triton.next_power_of_2(width),
-        )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["time"])
-def _write_kernel(
-    ring_k, ring_v, k, v, count, lengths, time, groups, slots, sinks,
-    k_b, k_t, k_g, v_b, v_t, v_g,
-    ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    b = tl.program_id(1).to(tl.int64)
-    row, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
-    t, g = (row // groups).to(tl.int64), row % groups
-    length = time
-    if lengths is not None:
-        length = tl.load(lengths + b).to(tl.int32)
-    index = tl.load(count + b) + t
-    turn = slots - sinks
-    slot = tl.where(index < sinks, index, sinks + tl.maximum(index - sinks, 0) % turn)
-    newest = (t + turn >= length) | (index < sinks)  # no later token of the chunk takes the slot
-    mask = ((t < length) & newest)[:, None] & (d < D)[None, :]
-    key = tl.load(k + (b * k_b + t * k_t + g * k_g)[:, None] + d[None, :], mask=mask)
-    value = tl.load(v + (b * v_b + t * v_t + g * v_g)[:, None] + d[None, :], mask=mask)
-    at = ((b * groups + g) * slots + slot)[:, None] * D + d[None, :]
-    tl.store(ring_k + at, key, mask=mask)
-    tl.store(ring_v + at, value, mask=mask)
