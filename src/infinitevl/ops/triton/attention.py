@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from infinitevl.ops.triton.finish import capacity_of, finish
 
@@ -33,6 +34,7 @@ class Plan:
     splits: int
     warps: int = 4
     stages: int = 3
+    tma: bool = False
 
 
 def window_attention(
@@ -139,25 +141,29 @@ def launch(
     if plan.splits > 1:
         parts = torch.empty(plan.splits, *q.shape, dtype=torch.float32, device=q.device)
         sums = torch.empty(plan.splits, batch, time, heads, dtype=torch.float32, device=q.device)
+    descriptors = [None, None]
+    if plan.tma and capacity:
+        descriptors = [TensorDescriptor.from_tensor(r.view(-1, width), [plan.block_n, width]) for r in (ring_k, ring_v)]
     tiles = triton.cdiv(time, plan.block_m // (heads // groups))
     _attend_kernel[tiles, plan.splits, batch * groups](
-        q, k, v, ring_k, ring_v, count, lengths, slots, out if parts is None else parts, sums,
+        q, k, v, ring_k, ring_v, *descriptors, count, lengths, slots, out if parts is None else parts, sums,
         time, groups, capacity, time + capacity if window is None else window, sinks,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         SCALE=width**-0.5 * LOG2_E, REPEATS=heads // groups, D=width,
         BLOCK_M=plan.block_m, BLOCK_N=plan.block_n, IN_PARTS=plan.splits > 1,
-        HAS_RING=capacity > 0, num_warps=plan.warps, num_stages=plan.stages,
+        HAS_RING=capacity > 0, TMA=descriptors[0] is not None, num_warps=plan.warps, num_stages=plan.stages,
     )  # fmt: skip
     return out, parts, sums
 
 
 @triton.jit(do_not_specialize=["time"])
 def _attend_kernel(
-    q, k, v, ring_k, ring_v, count, lengths, slots, out, sums,
+    q, k, v, ring_k, ring_v, keys, values, count, lengths, slots, out, sums,
     time, groups, capacity, window, sinks,
     q_b, q_t, q_h, k_b, k_t, k_g, v_b, v_t, v_g,
     SCALE: tl.constexpr, REPEATS: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IN_PARTS: tl.constexpr, HAS_RING: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     TILE: tl.constexpr = BLOCK_M // REPEATS  # queries
     first, split, splits = tl.program_id(0) * TILE, tl.program_id(1), tl.num_programs(1)
@@ -195,39 +201,52 @@ def _attend_kernel(
     ring_blocks = tl.cdiv(ring_keys, BLOCK_N)
     ring_start = ring_keys - ring_blocks * BLOCK_N  # <= 0: the blocks end with the newest token
     hidden = tl.maximum(ring_keys + first + TILE - window, 0)  # keys before this one are not seen by every query
-    masked_blocks = tl.minimum(tl.cdiv(hidden - ring_start, BLOCK_N), ring_blocks)
+    masked = tl.minimum(tl.cdiv(tl.maximum(hidden, kept) - ring_start, BLOCK_N), ring_blocks)
+    seam = ring_blocks - 1 - head // BLOCK_N  # the block that holds the last slot and the first
+    seam = tl.where((head % BLOCK_N > 0) & (seam >= masked), seam, ring_blocks)
+    torn = tl.where(seam < ring_blocks, 1, 0)
+    fast, slow = ring_blocks - masked - torn, masked + torn
 
     own_sinks = tl.minimum(tl.maximum(sinks - before, 0), tl.maximum(past_last, 0)).to(tl.int32)
     from_chunk = tl.maximum(own_sinks, oldest)
     chunk_keys = own_sinks + past_last - from_chunk  # the chunk's own sinks, then the tokens `from_chunk` ..
-    blocks = ring_blocks + tl.cdiv(chunk_keys, BLOCK_N)
-    share = tl.where(past_last > first, tl.cdiv(blocks, splits), 0)
+    blocks = slow + tl.cdiv(chunk_keys, BLOCK_N)
+    busy = past_last > first
+    share = tl.where(busy, tl.cdiv(fast, splits), 0)
     begin = split * share
-    end = tl.minimum(begin + share, blocks)
+    end = tl.minimum(begin + share, fast)
+    slow_share = tl.where(busy, tl.cdiv(blocks, splits), 0)
+    slow_begin = (splits - 1 - split) * slow_share
+    slow_end = tl.minimum(slow_begin + slow_share, blocks)
 
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, D), tl.float32)
     if HAS_RING:
-        ring_row = (place * groups + g) * capacity * D
-        for block in range(begin, tl.minimum(end, masked_blocks)):
-            x = ring_start + block * BLOCK_N + n
+        ring_row = (place * groups + g) * capacity
+        for i in range(slow_begin, tl.minimum(slow_end, slow)):
+            x = ring_start + tl.where(i < masked, i, seam) * BLOCK_N + n
             slot = _slot(x, kept, x - ring_keys + head, turn, sinks)
-            at = ring_row + slot[:, None] * D + d[None, :]
+            at = (ring_row + slot)[:, None] * D + d[None, :]
             key = tl.load(ring_k + at, mask=(x >= 0)[:, None], other=0.0).to(queries.dtype)
             value = tl.load(ring_v + at, mask=(x >= 0)[:, None], other=0.0).to(queries.dtype)
             near = (x - ring_keys)[None, :] > t[:, None] - window
             seen = (x >= 0)[None, :] & ((x < kept)[None, :] | near)
             acc, top, total = _meet(acc, top, total, queries, key, value, seen, SCALE)
-        for block in range(tl.maximum(begin, masked_blocks), tl.minimum(end, ring_blocks)):
-            x = ring_start + block * BLOCK_N + n
-            slot = _slot(x, kept, x - ring_keys + head, turn, sinks)
-            at = ring_row + slot[:, None] * D + d[None, :]
-            key = tl.load(ring_k + at).to(queries.dtype)
-            value = tl.load(ring_v + at).to(queries.dtype)
+        for i in range(begin, end):
+            block = masked + i
+            block += tl.where(block >= seam, 1, 0)
+            at = (block - ring_blocks) * BLOCK_N + head
+            slot = ring_row + sinks + tl.where(at < 0, at + turn, at)
+            if TMA:
+                key = keys.load([slot.to(tl.int32), 0])
+                value = values.load([slot.to(tl.int32), 0])
+            else:
+                key = tl.load(ring_k + slot * D + (n * D)[:, None] + d[None, :]).to(queries.dtype)
+                value = tl.load(ring_v + slot * D + (n * D)[:, None] + d[None, :]).to(queries.dtype)
             acc, top, total = _meet(acc, top, total, queries, key, value, None, SCALE)
-    for block in range(tl.maximum(begin, ring_blocks), end):
-        x = (block - ring_blocks) * BLOCK_N + n
+    for i in range(tl.maximum(slow_begin, slow), slow_end):
+        x = (i - slow) * BLOCK_N + n
         s = tl.where(x < own_sinks, x, x - own_sinks + from_chunk)
         valid = x < chunk_keys
         token = s.to(tl.int64)[:, None]
@@ -244,7 +263,7 @@ def _attend_kernel(
     stored = in_tile & (t < time)
     if IN_PARTS:
         rows += split * (tl.num_programs(2) // groups).to(tl.int64) * time * (groups * REPEATS)
-        tl.store(sums + rows, tl.where(seen_any, top + tl.log2(total), float("-inf")), mask=stored)
+        tl.store(sums + rows, tl.where(seen_any, top * SCALE + tl.log2(total), float("-inf")), mask=stored)
         stored &= seen_any
     tl.store(out + rows[:, None] * D + d[None, :], acc, mask=stored[:, None])
 
@@ -259,15 +278,15 @@ def _slot(x, kept, place, turn, sinks):
 def _meet(acc, top, total, queries, key, value, seen, SCALE: tl.constexpr):
     """One step of the online softmax, base 2. seen None: every query sees every key. (Of bfloat16 there is only one
     precision; three products of TensorFloat32 are as exact as float32 and much faster than its own.)"""
-    scores = tl.dot(queries, tl.trans(key), input_precision="tf32x3") * SCALE
+    scores = tl.dot(queries, tl.trans(key), input_precision="tf32x3")
     if seen is not None:
         scores = tl.where(seen, scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, 1))
     shift = new_top
     if seen is not None:
         shift = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that has seen nothing yet
-    p = tl.exp2(scores - shift[:, None])
-    keep = tl.exp2(top - shift)
+    p = tl.exp2(scores * SCALE - (shift * SCALE)[:, None])
+    keep = tl.exp2((top - shift) * SCALE)
     total = total * keep + tl.sum(p, 1)
     acc = tl.dot(p.to(value.dtype), value, acc * keep[:, None], input_precision="tf32x3")
     return acc, new_top, total
