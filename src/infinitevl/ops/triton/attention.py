@@ -20,6 +20,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from infinitevl.ops.triton.finish import capacity_of, finish
+from infinitevl.ops.triton.rotary import turned
 
 MAX_SPLITS = 64
 LOG2_E = 1.4426950408889634
@@ -110,9 +111,8 @@ def attend(
     plan: Plan,
 ) -> Tensor:
     """`window_attention` by a given plan."""
-    out, parts, sums = launch(
-        q, k, v, ring_k, ring_v, count, window=window, sinks=sinks, lengths=lengths, slots=None, plan=plan
-    )
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    out, parts, sums = launch(q, k, v, ring_k, ring_v, count, window=window, sinks=sinks, lengths=lengths, plan=plan)
     if parts is not None:
         finish(parts, sums, out)
     return out
@@ -126,15 +126,16 @@ def launch(
     ring_v: Tensor | None,
     count: Tensor | None,
     *,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
     window: int | None,
     sinks: int,
     lengths: Tensor | None,
-    slots: Tensor | None,
+    slots: Tensor | None = None,
     plan: Plan,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`attend` up to the parts and sums that are to be added up into its result by `finish` (None: it is there)."""
     (batch, time, heads, width), groups = q.shape, k.shape[2]
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     capacity = 0 if count is None else capacity_of(ring_k, ring_v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     parts, sums = None, None
@@ -143,10 +144,12 @@ def launch(
         sums = torch.empty(plan.splits, batch, time, heads, dtype=torch.float32, device=q.device)
     descriptors = [None, None]
     if plan.tma and capacity:
-        descriptors = [TensorDescriptor.from_tensor(r.view(-1, width), [plan.block_n, width]) for r in (ring_k, ring_v)]
+        descriptors = [
+            TensorDescriptor.from_tensor(r.view(-1, width), [plan.block_n, width]) for r in (ring_k, ring_v)
+        ]
     tiles = triton.cdiv(time, plan.block_m // (heads // groups))
     _attend_kernel[tiles, plan.splits, batch * groups](
-        q, k, v, ring_k, ring_v, *descriptors, count, lengths, slots, out if parts is None else parts, sums,
+        q, k, v, cos, sin, ring_k, ring_v, *descriptors, count, lengths, slots, out if parts is None else parts, sums,
         time, groups, capacity, time + capacity if window is None else window, sinks,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         SCALE=width**-0.5 * LOG2_E, REPEATS=heads // groups, D=width,
@@ -158,7 +161,7 @@ def launch(
 
 @triton.jit(do_not_specialize=["time"])
 def _attend_kernel(
-    q, k, v, ring_k, ring_v, keys, values, count, lengths, slots, out, sums,
+    q, k, v, cos, sin, ring_k, ring_v, keys, values, count, lengths, slots, out, sums,
     time, groups, capacity, window, sinks,
     q_b, q_t, q_h, k_b, k_t, k_g, v_b, v_t, v_g,
     SCALE: tl.constexpr, REPEATS: tl.constexpr, D: tl.constexpr,
@@ -182,8 +185,7 @@ def _attend_kernel(
     m, n, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, D)
     t, h = first + m // REPEATS, g * REPEATS + m % REPEATS
     in_tile = m < TILE * REPEATS
-    q_rows = q + b * q_b + t.to(tl.int64) * q_t + h * q_h
-    queries = tl.load(q_rows[:, None] + d[None, :], mask=(in_tile & (t < length))[:, None], other=0.0)
+    queries = turned(q, cos, sin, b * q_b + t.to(tl.int64) * q_t + h * q_h, b * time + t, in_tile & (t < length), D)
     past_last = tl.minimum(first + TILE, length)  # the tile's queries are first .. past_last - 1
     oldest = first - window + 1  # that its first query sees, sinks apart
 
@@ -249,9 +251,9 @@ def _attend_kernel(
         x = (i - slow) * BLOCK_N + n
         s = tl.where(x < own_sinks, x, x - own_sinks + from_chunk)
         valid = x < chunk_keys
-        token = s.to(tl.int64)[:, None]
-        key = tl.load(k + b * k_b + g * k_g + token * k_t + d[None, :], mask=valid[:, None], other=0.0)
-        value = tl.load(v + b * v_b + g * v_g + token * v_t + d[None, :], mask=valid[:, None], other=0.0)
+        token = s.to(tl.int64)
+        key = turned(k, cos, sin, b * k_b + g * k_g + token * k_t, b * time + token, valid, D)
+        value = tl.load(v + b * v_b + g * v_g + token[:, None] * v_t + d[None, :], mask=valid[:, None], other=0.0)
         near = (x < own_sinks)[None, :] | (s[None, :] > t[:, None] - window)
         seen = valid[None, :] & (s[None, :] <= t[:, None]) & near
         acc, top, total = _meet(acc, top, total, queries, key, value, seen, SCALE)
