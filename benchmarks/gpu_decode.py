@@ -24,6 +24,7 @@ from infinitevl import ops
 from infinitevl.machine import Ceilings, ceilings, machine
 from infinitevl.ops.triton import attention as wa
 from infinitevl.ops.triton import step as step_ops
+from infinitevl.ops.triton.finish import write_ring
 
 HEADS, KEY, VALUE, CONV = 16, 128, 256, 4
 QUERY_HEADS, KV_HEADS, HEAD, WINDOW = 16, 2, 128, 8192
@@ -121,7 +122,7 @@ def attention_error(time: int) -> float:
             return float("nan")
         expected = rings.clone()
         ops.write_ring(*expected, k, v, count, backend="eager")
-        wa.write_ring(*rings, k, v, count)
+        write_ring(*rings, k, v, count)
         if not torch.equal(rings.nan_to_num(9.0), expected.nan_to_num(9.0)):
             return float("nan")
     return worst
@@ -230,7 +231,7 @@ def timings(batches: tuple[int, ...], top: Ceilings) -> Iterator[dict]:
     for batch, time in shapes:
         _, k, v = attention_inputs(batch, time)
         rings, count = normal(2, batch, KV_HEADS, WINDOW, HEAD), torch.full((batch,), 9999, device=CUDA)
-        spent = microseconds([lambda k=k, v=v, r=rings, c=count: wa.write_ring(*r, k, v, c)] * 9)
+        spent = microseconds([lambda k=k, v=v, r=rings, c=count: write_ring(*r, k, v, c)] * 9)
         yield row("write ring", batch, time, spent, top.floor(0, 4 * k.nbytes))
     for batch in batches:
         yield row("delta step", batch, 1, microseconds(step_calls(batch)), step_floor(batch, top))

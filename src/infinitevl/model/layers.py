@@ -71,13 +71,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, chunk: Chunk, state: AttentionState | None) -> Tensor:
         """x: [B, T, hidden]. Reads the ring, then writes the chunk into it."""
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in project(x, self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(q, chunk.cos, chunk.sin), rotate(k, chunk.cos, chunk.sin)
-        ring = (state.keys, state.values, chunk.count) if state is not None else (None, None, None)
-        o = ops.window_attention(
-            q, k, v, *ring, window=self.window, sinks=self.sinks, lengths=chunk.lengths, seq_idx=chunk.seq_idx
-        )
+        seen = {"window": self.window, "sinks": self.sinks, "lengths": chunk.lengths}
         if state is not None and chunk.count is not None:
-            ops.write_ring(state.keys, state.values, k, v, chunk.count, sinks=self.sinks, lengths=chunk.lengths)
+            o = ops.ring_attention(q, k, v, chunk.cos, chunk.sin, state.keys, state.values, chunk.count, **seen)
+        else:
+            q, k = rotate(q, chunk.cos, chunk.sin), rotate(k, chunk.cos, chunk.sin)
+            o = ops.window_attention(q, k, v, **seen, seq_idx=chunk.seq_idx)
         return self.o_proj(o.flatten(2))
 
 

@@ -200,6 +200,46 @@ def rotate_heads(
     return implementation("rotate_heads", qkv.device, backend)(qkv, cos, sin)
 
 
+def ring_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    ring_k: Tensor,
+    ring_v: Tensor,
+    count: Tensor,
+    *,
+    window: int | None = None,
+    sinks: int = 0,
+    lengths: Tensor | None = None,
+    slots: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """All that an attention layer of a stream does between its products: `rotate` q and k by cos and sin,
+    `window_attention` of them and v to the ring, then `write_ring`, in place.
+
+    q, k, v: as the projections leave them, slices of one product perhaps; cos, sin: [B, T, 1, D / 2] of
+    `rotary_table`; the rest as there. Returns [B, T, H, D].
+    slots: [B] int64, the place of every row in rings [N, G, sinks + R, D], all different; None: row b is at b. A row
+    with a negative slot rests: nothing of it is read or written, and its output is 0.
+    """
+    run = implementation("ring_attention", q.device, backend)
+    return run(
+        q, k, v, cos, sin, ring_k, ring_v, count, window=window, sinks=sinks, lengths=lengths, slots=slots
+    )  # fmt: skip
+
+
+def rotary_table(
+    positions: Tensor, frequencies: Tensor, axes: Tensor, dtype: torch.dtype, *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """cos and sin, [B, T, 1, n] of `dtype`, of the angles positions[axes[i]] frequencies[i], exact for |p| < 2^45.
+
+    positions: [3, B, T] int64; frequencies: [n] float32; axes: [n] int64 of 0, 1, 2.
+    """
+    return implementation("rotary_table", positions.device, backend)(positions, frequencies, axes, dtype)
+
+
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:
     """x / sqrt(mean x^2 + eps) * weight * silu(gate) over the last dimension. x, gate: [..., V]; weight: [V]."""
     return implementation("gated_rms_norm", x.device, backend)(x, gate, weight, eps)

@@ -1,9 +1,12 @@
 """The operations as Triton kernels."""
 
-from infinitevl.ops.triton.attention import window_attention, write_ring
+from infinitevl.ops.triton.attention import window_attention
 from infinitevl.ops.triton.delta_rule import gated_delta_rule
+from infinitevl.ops.triton.finish import write_ring
 from infinitevl.ops.triton.heads import rotate_heads
 from infinitevl.ops.triton.mixer import delta_mixer
 from infinitevl.ops.triton.norm import gated_rms_norm
+from infinitevl.ops.triton.ring import ring_attention
+from infinitevl.ops.triton.rotary import rotary_table
 
-__all__ = ["delta_mixer", "gated_delta_rule", "gated_rms_norm", "rotate_heads", "window_attention", "write_ring"]
+__all__ = ["delta_mixer", "gated_delta_rule", "gated_rms_norm", "ring_attention", "rotary_table", "rotate_heads", "window_attention", "write_ring"]

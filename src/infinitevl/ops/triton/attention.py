@@ -17,6 +17,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from infinitevl.ops.triton.finish import capacity_of, finish
+from infinitevl.ops.triton.rotary import turned
 
 MAX_SPLITS = 64
 LOG2_E = 1.4426950408889634
@@ -31,6 +35,7 @@ class Plan:
     splits: int
     warps: int = 4
     stages: int = 3
+    tma: bool = False
 
 
 def window_attention(
@@ -50,9 +55,7 @@ def window_attention(
     reason = unsupported(q, k, v, seq_idx)
     if reason:
         raise NotImplementedError(f"window attention in Triton: {reason}")
-    slots = 0 if ring_k is None else ring_k.shape[2]
-    keys = q.shape[1] + (slots if window is None else min(slots, window + sinks))
-    plan = plan_of(q, k.shape[2], keys)
+    plan = plan_for(q, k, ring_k, window, sinks)
     with torch.cuda.device_of(q):
         return attend(q, k, v, ring_k, ring_v, count, window=window, sinks=sinks, lengths=lengths, plan=plan)
 
@@ -69,6 +72,11 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, seq_idx: Tensor | None = None) 
     if not 16 <= width <= 128 or width & (width - 1):
         return f"heads are {width} wide: a power of two from 16 to 128 is needed"
     return None
+
+
+def plan_for(q: Tensor, k: Tensor, ring_k: Tensor | None, window: int | None, sinks: int) -> Plan:
+    slots = 0 if ring_k is None else ring_k.shape[2]
+    return plan_of(q, k.shape[2], q.shape[1] + (slots if window is None else min(slots, window + sinks)))
 
 
 def plan_of(q: Tensor, groups: int, keys: int) -> Plan:
@@ -103,44 +111,62 @@ def attend(
     plan: Plan,
 ) -> Tensor:
     """`window_attention` by a given plan."""
-    (batch, time, heads, width), groups = q.shape, k.shape[2]
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    slots = 0 if ring_k is None or ring_v is None or count is None else _slots(ring_k, ring_v)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    parts, sums = out, None
-    if plan.splits > 1:
-        parts = torch.empty(plan.splits, *q.shape, dtype=torch.float32, device=q.device)
-        sums = torch.empty(plan.splits, batch, time, heads, dtype=torch.float32, device=q.device)
-    tiles = triton.cdiv(time, plan.block_m // (heads // groups))
-    _attend_kernel[tiles, plan.splits, batch * groups](
-        q, k, v, ring_k, ring_v, count, lengths, parts, sums,
-        time, groups, slots, time + slots if window is None else window, sinks,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        SCALE=width**-0.5 * LOG2_E, REPEATS=heads // groups, D=width,
-        BLOCK_M=plan.block_m, BLOCK_N=plan.block_n, IN_PARTS=plan.splits > 1,
-        HAS_RING=slots > 0, num_warps=plan.warps, num_stages=plan.stages,
-    )  # fmt: skip
-    if plan.splits > 1:
-        rows = max(1, 32 // plan.splits)
-        _combine_kernel[(triton.cdiv(batch * time * heads, rows),)](
-            parts, sums, out, batch * time * heads, SPLITS=plan.splits, ROWS=rows, D=width
-        )
+    out, parts, sums = launch(q, k, v, ring_k, ring_v, count, window=window, sinks=sinks, lengths=lengths, plan=plan)
+    if parts is not None:
+        finish(parts, sums, out)
     return out
 
 
-def _slots(ring_k: Tensor, ring_v: Tensor) -> int:
-    if not (ring_k.is_contiguous() and ring_v.is_contiguous()):
-        raise ValueError("the rings must be contiguous")
-    return ring_k.shape[2]
+def launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ring_k: Tensor | None,
+    ring_v: Tensor | None,
+    count: Tensor | None,
+    *,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    window: int | None,
+    sinks: int,
+    lengths: Tensor | None,
+    slots: Tensor | None = None,
+    plan: Plan,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`attend` up to the parts and sums that are to be added up into its result by `finish` (None: it is there)."""
+    (batch, time, heads, width), groups = q.shape, k.shape[2]
+    capacity = 0 if count is None else capacity_of(ring_k, ring_v)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    parts, sums = None, None
+    if plan.splits > 1:
+        parts = torch.empty(plan.splits, *q.shape, dtype=torch.float32, device=q.device)
+        sums = torch.empty(plan.splits, batch, time, heads, dtype=torch.float32, device=q.device)
+    descriptors = [None, None]
+    if plan.tma and capacity:
+        descriptors = [
+            TensorDescriptor.from_tensor(r.view(-1, width), [plan.block_n, width]) for r in (ring_k, ring_v)
+        ]
+    tiles = triton.cdiv(time, plan.block_m // (heads // groups))
+    _attend_kernel[tiles, plan.splits, batch * groups](
+        q, k, v, cos, sin, ring_k, ring_v, *descriptors, count, lengths, slots, out if parts is None else parts, sums,
+        time, groups, capacity, time + capacity if window is None else window, sinks,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        SCALE=width**-0.5 * LOG2_E, REPEATS=heads // groups, D=width,
+        BLOCK_M=plan.block_m, BLOCK_N=plan.block_n, IN_PARTS=plan.splits > 1,
+        HAS_RING=capacity > 0, TMA=descriptors[0] is not None, num_warps=plan.warps, num_stages=plan.stages,
+    )  # fmt: skip
+    return out, parts, sums
 
 
 @triton.jit(do_not_specialize=["time"])
 def _attend_kernel(
-    q, k, v, ring_k, ring_v, count, lengths, out, sums,
-    time, groups, slots, window, sinks,
+    q, k, v, cos, sin, ring_k, ring_v, keys, values, count, lengths, slots, out, sums,
+    time, groups, capacity, window, sinks,
     q_b, q_t, q_h, k_b, k_t, k_g, v_b, v_t, v_g,
     SCALE: tl.constexpr, REPEATS: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IN_PARTS: tl.constexpr, HAS_RING: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     TILE: tl.constexpr = BLOCK_M // REPEATS  # queries
     first, split, splits = tl.program_id(0) * TILE, tl.program_id(1), tl.num_programs(1)
@@ -148,6 +174,10 @@ def _attend_kernel(
     length = time
     if lengths is not None:
         length = tl.load(lengths + b).to(tl.int32)
+    place = b
+    if slots is not None:
+        place = tl.load(slots + b)
+        length = tl.where(place < 0, 0, length)
     before = tl.zeros((), tl.int64)
     if count is not None:
         before = tl.load(count + b)
@@ -155,8 +185,7 @@ def _attend_kernel(
     m, n, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, D)
     t, h = first + m // REPEATS, g * REPEATS + m % REPEATS
     in_tile = m < TILE * REPEATS
-    q_rows = q + b * q_b + t.to(tl.int64) * q_t + h * q_h
-    queries = tl.load(q_rows[:, None] + d[None, :], mask=(in_tile & (t < length))[:, None], other=0.0)
+    queries = turned(q, cos, sin, b * q_b + t.to(tl.int64) * q_t + h * q_h, b * time + t, in_tile & (t < length), D)
     past_last = tl.minimum(first + TILE, length)  # the tile's queries are first .. past_last - 1
     oldest = first - window + 1  # that its first query sees, sinks apart
 
@@ -165,7 +194,7 @@ def _attend_kernel(
     from_ring = 0
     head = 0
     if HAS_RING:
-        turn = slots - sinks
+        turn = capacity - sinks
         kept = tl.minimum(before, sinks).to(tl.int32)
         written = tl.maximum(before - sinks, 0)
         head = (written % turn).to(tl.int32)
@@ -174,44 +203,57 @@ def _attend_kernel(
     ring_blocks = tl.cdiv(ring_keys, BLOCK_N)
     ring_start = ring_keys - ring_blocks * BLOCK_N  # <= 0: the blocks end with the newest token
     hidden = tl.maximum(ring_keys + first + TILE - window, 0)  # keys before this one are not seen by every query
-    masked_blocks = tl.minimum(tl.cdiv(hidden - ring_start, BLOCK_N), ring_blocks)
+    masked = tl.minimum(tl.cdiv(tl.maximum(hidden, kept) - ring_start, BLOCK_N), ring_blocks)
+    seam = ring_blocks - 1 - head // BLOCK_N  # the block that holds the last slot and the first
+    seam = tl.where((head % BLOCK_N > 0) & (seam >= masked), seam, ring_blocks)
+    torn = tl.where(seam < ring_blocks, 1, 0)
+    fast, slow = ring_blocks - masked - torn, masked + torn
 
     own_sinks = tl.minimum(tl.maximum(sinks - before, 0), tl.maximum(past_last, 0)).to(tl.int32)
     from_chunk = tl.maximum(own_sinks, oldest)
     chunk_keys = own_sinks + past_last - from_chunk  # the chunk's own sinks, then the tokens `from_chunk` ..
-    blocks = ring_blocks + tl.cdiv(chunk_keys, BLOCK_N)
-    share = tl.where(past_last > first, tl.cdiv(blocks, splits), 0)
+    blocks = slow + tl.cdiv(chunk_keys, BLOCK_N)
+    busy = past_last > first
+    share = tl.where(busy, tl.cdiv(fast, splits), 0)
     begin = split * share
-    end = tl.minimum(begin + share, blocks)
+    end = tl.minimum(begin + share, fast)
+    slow_share = tl.where(busy, tl.cdiv(blocks, splits), 0)
+    slow_begin = (splits - 1 - split) * slow_share
+    slow_end = tl.minimum(slow_begin + slow_share, blocks)
 
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, D), tl.float32)
     if HAS_RING:
-        ring_row = (b * groups + g) * slots * D
-        for block in range(begin, tl.minimum(end, masked_blocks)):
-            x = ring_start + block * BLOCK_N + n
+        ring_row = (place * groups + g) * capacity
+        for i in range(slow_begin, tl.minimum(slow_end, slow)):
+            x = ring_start + tl.where(i < masked, i, seam) * BLOCK_N + n
             slot = _slot(x, kept, x - ring_keys + head, turn, sinks)
-            at = ring_row + slot[:, None] * D + d[None, :]
+            at = (ring_row + slot)[:, None] * D + d[None, :]
             key = tl.load(ring_k + at, mask=(x >= 0)[:, None], other=0.0).to(queries.dtype)
             value = tl.load(ring_v + at, mask=(x >= 0)[:, None], other=0.0).to(queries.dtype)
             near = (x - ring_keys)[None, :] > t[:, None] - window
             seen = (x >= 0)[None, :] & ((x < kept)[None, :] | near)
             acc, top, total = _meet(acc, top, total, queries, key, value, seen, SCALE)
-        for block in range(tl.maximum(begin, masked_blocks), tl.minimum(end, ring_blocks)):
-            x = ring_start + block * BLOCK_N + n
-            slot = _slot(x, kept, x - ring_keys + head, turn, sinks)
-            at = ring_row + slot[:, None] * D + d[None, :]
-            key = tl.load(ring_k + at).to(queries.dtype)
-            value = tl.load(ring_v + at).to(queries.dtype)
+        for i in range(begin, end):
+            block = masked + i
+            block += tl.where(block >= seam, 1, 0)
+            at = (block - ring_blocks) * BLOCK_N + head
+            slot = ring_row + sinks + tl.where(at < 0, at + turn, at)
+            if TMA:
+                key = keys.load([slot.to(tl.int32), 0])
+                value = values.load([slot.to(tl.int32), 0])
+            else:
+                key = tl.load(ring_k + slot * D + (n * D)[:, None] + d[None, :]).to(queries.dtype)
+                value = tl.load(ring_v + slot * D + (n * D)[:, None] + d[None, :]).to(queries.dtype)
             acc, top, total = _meet(acc, top, total, queries, key, value, None, SCALE)
-    for block in range(tl.maximum(begin, ring_blocks), end):
-        x = (block - ring_blocks) * BLOCK_N + n
+    for i in range(tl.maximum(slow_begin, slow), slow_end):
+        x = (i - slow) * BLOCK_N + n
         s = tl.where(x < own_sinks, x, x - own_sinks + from_chunk)
         valid = x < chunk_keys
-        token = s.to(tl.int64)[:, None]
-        key = tl.load(k + b * k_b + g * k_g + token * k_t + d[None, :], mask=valid[:, None], other=0.0)
-        value = tl.load(v + b * v_b + g * v_g + token * v_t + d[None, :], mask=valid[:, None], other=0.0)
+        token = s.to(tl.int64)
+        key = turned(k, cos, sin, b * k_b + g * k_g + token * k_t, b * time + token, valid, D)
+        value = tl.load(v + b * v_b + g * v_g + token[:, None] * v_t + d[None, :], mask=valid[:, None], other=0.0)
         near = (x < own_sinks)[None, :] | (s[None, :] > t[:, None] - window)
         seen = valid[None, :] & (s[None, :] <= t[:, None]) & near
         acc, top, total = _meet(acc, top, total, queries, key, value, seen, SCALE)
@@ -223,7 +265,7 @@ def _attend_kernel(
     stored = in_tile & (t < time)
     if IN_PARTS:
         rows += split * (tl.num_programs(2) // groups).to(tl.int64) * time * (groups * REPEATS)
-        tl.store(sums + rows, tl.where(seen_any, top + tl.log2(total), float("-inf")), mask=stored)
+        tl.store(sums + rows, tl.where(seen_any, top * SCALE + tl.log2(total), float("-inf")), mask=stored)
         stored &= seen_any
     tl.store(out + rows[:, None] * D + d[None, :], acc, mask=stored[:, None])
 
@@ -238,75 +280,15 @@ def _slot(x, kept, place, turn, sinks):
 def _meet(acc, top, total, queries, key, value, seen, SCALE: tl.constexpr):
     """One step of the online softmax, base 2. seen None: every query sees every key. (Of bfloat16 there is only one
     precision; three products of TensorFloat32 are as exact as float32 and much faster than its own.)"""
-    scores = tl.dot(queries, tl.trans(key), input_precision="tf32x3") * SCALE
+    scores = tl.dot(queries, tl.trans(key), input_precision="tf32x3")
     if seen is not None:
         scores = tl.where(seen, scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, 1))
     shift = new_top
     if seen is not None:
         shift = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that has seen nothing yet
-    p = tl.exp2(scores - shift[:, None])
-    keep = tl.exp2(top - shift)
+    p = tl.exp2(scores * SCALE - (shift * SCALE)[:, None])
+    keep = tl.exp2((top - shift) * SCALE)
     total = total * keep + tl.sum(p, 1)
     acc = tl.dot(p.to(value.dtype), value, acc * keep[:, None], input_precision="tf32x3")
     return acc, new_top, total
-
-
-@triton.jit(do_not_specialize=["rows"])
-def _combine_kernel(parts, sums, out, rows, SPLITS: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr):
-    """out[r] = sum_s 2^sums[s, r] parts[s, r] / sum_s 2^sums[s, r]. A part with the sum -inf was never written."""
-    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    d = tl.arange(0, D)
-    at = tl.arange(0, SPLITS)[None, :] * rows + r[:, None]
-    lse = tl.load(sums + at, mask=(r < rows)[:, None], other=float("-inf"))
-    top = tl.max(lse, 1)
-    weight = tl.exp2(lse - tl.where(top == float("-inf"), 0.0, top)[:, None])
-    total = tl.sum(weight, 1)
-    weight /= tl.where(total > 0, total, 1)[:, None]
-    part = tl.load(parts + at[:, :, None] * D + d[None, None, :], mask=(weight > 0)[:, :, None], other=0.0)
-    o = tl.sum(part * weight[:, :, None], 1)
-    tl.store(out + r[:, None] * D + d[None, :], o, mask=(r < rows)[:, None])
-
-
-def write_ring(
-    ring_k: Tensor,
-    ring_v: Tensor,
-    k: Tensor,
-    v: Tensor,
-    count: Tensor,
-    *,
-    sinks: int = 0,
-    lengths: Tensor | None = None,
-) -> None:
-    k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
-    batch, time, groups, width = k.shape
-    rows = 8
-    with torch.cuda.device_of(k):
-        _write_kernel[triton.cdiv(time * groups, rows), batch](
-            ring_k, ring_v, k, v, count, lengths, time, groups, _slots(ring_k, ring_v), sinks,
-            *k.stride()[:3], *v.stride()[:3], ROWS=rows, D=width, BLOCK_D=triton.next_power_of_2(width),
-        )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["time"])
-def _write_kernel(
-    ring_k, ring_v, k, v, count, lengths, time, groups, slots, sinks,
-    k_b, k_t, k_g, v_b, v_t, v_g,
-    ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    b = tl.program_id(1).to(tl.int64)
-    row, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
-    t, g = (row // groups).to(tl.int64), row % groups
-    length = time
-    if lengths is not None:
-        length = tl.load(lengths + b).to(tl.int32)
-    index = tl.load(count + b) + t
-    turn = slots - sinks
-    slot = tl.where(index < sinks, index, sinks + tl.maximum(index - sinks, 0) % turn)
-    newest = (t + turn >= length) | (index < sinks)  # no later token of the chunk takes the slot
-    mask = ((t < length) & newest)[:, None] & (d < D)[None, :]
-    key = tl.load(k + (b * k_b + t * k_t + g * k_g)[:, None] + d[None, :], mask=mask)
-    value = tl.load(v + (b * v_b + t * v_t + g * v_g)[:, None] + d[None, :], mask=mask)
-    at = ((b * groups + g) * slots + slot)[:, None] * D + d[None, :]
-    tl.store(ring_k + at, key, mask=mask)
-    tl.store(ring_v + at, value, mask=mask)
