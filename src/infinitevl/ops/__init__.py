@@ -240,6 +240,31 @@ def rotary_table(
     return implementation("rotary_table", positions.device, backend)(positions, frequencies, axes, dtype)
 
 
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """residual + x weight^T + bias. x: [..., K]; weight: [N, K]; bias: [N]; residual: [..., N]."""
+    return implementation("linear", x.device, backend)(x, weight, bias, residual)
+
+
+def swiglu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    """silu(gate) up, where x weight^T + bias is gate and up side by side.
+
+    x: [..., K]; weight: [2 N, K]; bias: [2 N]. Returns [..., N].
+    """
+    return implementation("swiglu", x.device, backend)(x, weight, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:
+    """x / sqrt(mean x^2 + eps) * weight over the last dimension. x: [..., N]; weight: [N]."""
+    return implementation("rms_norm", x.device, backend)(x, weight, eps)
+
+
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:
     """x / sqrt(mean x^2 + eps) * weight * silu(gate) over the last dimension. x, gate: [..., V]; weight: [V]."""
     return implementation("gated_rms_norm", x.device, backend)(x, gate, weight, eps)
