@@ -20,7 +20,7 @@ def frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
         return (1.0 / theta**exponent).to(device)
 
 
-@lru_cache(maxsize=16)
+@cache
 def _axes(sections: tuple[int, ...], device: torch.device) -> Tensor:
     """[sum of sections] int64: the axis s mod 3 of every frequency of section s."""
     with torch.inference_mode(False):
