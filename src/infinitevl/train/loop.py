@@ -49,6 +49,7 @@ LOGGERS = ("tensorboard", "wandb")  # those that are installed are told
 REMEMBERED = 100  # losses that tell what is usual
 EXPLODED = 20.0  # times the median of these, and
 ALWAYS_FINE = 10.0  # above what any start has: the loss of a good model may well jump from 0.01 to 0.3
+MANY = 400  # steps that save more than the minute that compiling takes
 
 UNSEEN = torch.zeros(1, 28, 28, 3, dtype=torch.uint8)  # a frame of no token of the batch
 
@@ -186,7 +187,7 @@ class _Run:
         if self.accelerator.is_main_process:
             forget_after(self.out / METRICS, self.step)
         path = self.out / METRICS if self.accelerator.is_main_process else Path(os.devnull)
-        with path.open("a") as metrics, _bar(self.accelerator.is_main_process) as bar:
+        with path.open("a", buffering=1) as metrics, _bar(self.accelerator.is_main_process) as bar:
             task = bar.add_task(self.stage.name, total=self.stage.steps, completed=self.step, told="")
             for point in self._points(data):
                 self.accelerator.log(asdict(point), step=point.step)
@@ -214,8 +215,9 @@ class _Run:
                 yield point
 
     def _compiled(self) -> AbstractContextManager[None]:
-        """Blocks are compiled on a GPU, where that pays, but not those that FSDP shards."""
-        if self.accelerator.device.type != "cuda" or self.accelerator.is_fsdp2:
+        """Blocks are compiled on a GPU, where many steps pay for it, but not those that FSDP shards."""
+        pays = self.accelerator.device.type == "cuda" and self.stage.steps >= MANY
+        if not pays or self.accelerator.is_fsdp2:
             return nullcontext()
         return compiled_blocks(*(model for model in (self.student, self.teacher) if model is not None))
 
