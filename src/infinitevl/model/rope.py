@@ -1,7 +1,7 @@
 """Rotary positions: the frequencies of a model, the axes that they follow, and the table that they give."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from torch import Tensor
 from infinitevl import ops
 from infinitevl.ops.rows import rotate
 
-__all__ = ["frequencies", "rotary_table", "rotate"]
+__all__ = ["axes", "frequencies", "rotary_table", "rotate"]
 
 
-@lru_cache(maxsize=16)
+@cache  # for ever: graphs read it
 def frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
     """[head_dim / 2] float32: theta^(-2i / head_dim), rounded as Qwen2.5-VL rounds it."""
     with torch.inference_mode(False):
@@ -20,8 +20,8 @@ def frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
         return (1.0 / theta**exponent).to(device)
 
 
-@lru_cache(maxsize=16)
-def _axes(sections: tuple[int, ...], device: torch.device) -> Tensor:
+@cache  # for ever: graphs read it
+def axes(sections: tuple[int, ...], device: torch.device) -> Tensor:
     """[sum of sections] int64: the axis s mod 3 of every frequency of section s."""
     with torch.inference_mode(False):
         return torch.tensor([s % 3 for s, size in enumerate(sections) for _ in range(size)], device=device)
@@ -35,4 +35,4 @@ def rotary_table(
     Frequency i of section s uses axis s mod 3.
     """
     device = positions.device
-    return ops.rotary_table(positions, frequencies(head_dim, theta, device), _axes(tuple(sections), device), dtype)
+    return ops.rotary_table(positions, frequencies(head_dim, theta, device), axes(tuple(sections), device), dtype)
