@@ -1,9 +1,9 @@
-"""Window attention over the ring and the decode step of Gated DeltaNet in Triton, at the 4B model's sizes.
+"""Attention over the ring and the decode step of Gated DeltaNet in Triton, at the 4B model's sizes.
 
 python benchmarks/gpu_decode.py [--sweep] [--quick]
 
-First the kernels against float64, then one captured graph of attention and ring against float64 at fill levels from
-empty to three windows; an error above its bound ends the run before anything is timed. Then medians of graph replays.
+First the kernels against float64, those of attention in one captured graph at fill levels from empty to three
+windows; an error above its bound ends the run before anything is timed. Then medians of graph replays.
 A graph holds the calls of all layers of a kind, each with a state of its own, so that the states do not stay in the
 L2 cache from one replay to the next. The floor is the machine's measured bandwidth and matrix product.
 --sweep: instead, the launch options of every kernel, best first.
@@ -12,6 +12,7 @@ L2 cache from one replay to the next. The floor is the machine's measured bandwi
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from statistics import median
 
@@ -22,9 +23,9 @@ from triton.runtime.errors import OutOfResources
 from harness import relative_error, report
 from infinitevl import ops
 from infinitevl.machine import Ceilings, ceilings, machine
+from infinitevl.model.rope import axes, frequencies
 from infinitevl.ops.triton import attention as wa
 from infinitevl.ops.triton import step as step_ops
-from infinitevl.ops.triton.finish import write_ring
 
 HEADS, KEY, VALUE, CONV = 16, 128, 256, 4
 QUERY_HEADS, KV_HEADS, HEAD, WINDOW = 16, 2, 128, 8192
@@ -64,6 +65,17 @@ def attention_inputs(batch: int, time: int) -> list[Tensor]:
     return list(joint.split([QUERY_HEADS, KV_HEADS, KV_HEADS], dim=2))
 
 
+def places(batch: int, time: int) -> Tensor:
+    return torch.randint(0, 2**21, (3, batch, time), device=CUDA)
+
+
+def table(positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin, by the kernel."""
+    return ops.rotary_table(
+        positions, frequencies(HEAD, 1e6, CUDA), axes((16, 24, 24), CUDA), torch.float32, backend="triton"
+    )
+
+
 def empty_rings(batch: int) -> Tensor:
     return torch.full((2, batch, KV_HEADS, WINDOW, HEAD), float("nan"), device=CUDA, dtype=BF16)
 
@@ -89,7 +101,7 @@ def step_state(batch: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def checks() -> dict[str, float]:
-    errors = {f"window attention, T {time}, in a graph": attention_error(time) for time in (1, 256)}
+    errors = {f"ring attention, T {time}, in a graph": attention_error(time) for time in (1, 32, 256)}
     errors |= {f"step, B {batch}, value columns {n}": step_error(batch, n) for batch in (1, 64) for n in (16, 32, 64)}
     for name, error in errors.items():
         print(f"{name}: {error:.2e}")
@@ -99,32 +111,25 @@ def checks() -> dict[str, float]:
 
 
 def attention_error(time: int) -> float:
-    """The worst over the fill levels, all from one graph captured on an empty ring."""
-    q, k, v = attention_inputs(1, time)
+    """The worst of outputs and rings over the fill levels, all from one graph captured on an empty ring."""
+    inputs = [*attention_inputs(1, time), *table(places(1, time))]
     rings, count = empty_rings(1), torch.zeros(1, dtype=torch.int64, device=CUDA)
-
-    def run() -> Tensor:
-        return wa.window_attention(q, k, v, *rings, count, window=WINDOW)
-
-    graph, found = captured(run)
+    graph, found = captured(lambda: ops.ring_attention(*inputs, *rings, count, window=WINDOW, backend="triton"))
     worst = 0.0
     for fill in FILLS:
-        earlier = normal(2, 1, max(fill, 1), KV_HEADS, HEAD)
         rings.copy_(empty_rings(1))
         count.zero_()
+        earlier = normal(2, 1, max(fill, 1), KV_HEADS, HEAD)
         ops.write_ring(*rings, *earlier[:, :, :fill], count, backend="eager")
         count.fill_(fill)
-        wide = (x.double() for x in (q, k, v, *rings.nan_to_num(0.0)))
-        exact = ops.window_attention(*wide, count, window=WINDOW, backend="eager")
+        exact = rings.double().nan_to_num(0.0)
+        expected = ops.ring_attention(*(x.double() for x in inputs), *exact, count, window=WINDOW, backend="eager")
         graph.replay()
-        worst = max(worst, relative_error(found, exact))
-        if not found.isfinite().all():
+        written = min(fill + time, WINDOW)
+        if not found.isfinite().all() or not rings[:, :, :, written:].isnan().all():
             return float("nan")
-        expected = rings.clone()
-        ops.write_ring(*expected, k, v, count, backend="eager")
-        write_ring(*rings, k, v, count)
-        if not torch.equal(rings.nan_to_num(9.0), expected.nan_to_num(9.0)):
-            return float("nan")
+        pairs = ((found, expected), (rings[:, :, :, :written], exact[:, :, :, :written]))
+        worst = max(worst, *(relative_error(*pair) for pair in pairs))
     return worst
 
 
@@ -190,12 +195,16 @@ def row(op: str, batch: int, time: int, spent: float, floor: float, plan: str = 
     return {"op": op, "B": batch, "T": time, "us": spent, "floor us": floor * 1e6, "of floor": share, "plan": plan}
 
 
-def attention_calls(batch: int, time: int, fill: int, plan: wa.Plan) -> list[Callable[[], Tensor]]:
+def attention_calls(batch: int, time: int, fill: int, plan: wa.Plan | None = None) -> list[Callable[[], Tensor]]:
+    """Of all layers: what lies between their products, or, by a given plan, the attention in it."""
     q, k, v = attention_inputs(batch, time)
-    count = torch.full((batch,), fill, dtype=torch.int64, device=CUDA)
-    layers = ATTENTION_LAYERS if batch <= 8 else 1  # of 64 streams a single ring exceeds the cache
-    options = {"window": WINDOW, "sinks": 0, "lengths": None, "plan": plan}
+    angles, count = table(places(batch, time)), torch.full((batch,), fill, dtype=torch.int64, device=CUDA)
+    layers = ATTENTION_LAYERS if batch <= 16 else 1  # of 64 streams a single ring exceeds the cache
     rings = [normal(2, batch, KV_HEADS, WINDOW, HEAD) for _ in range(layers)]
+    if plan is None:
+        options = {"window": WINDOW, "backend": "triton"}
+        return [lambda r=r: ops.ring_attention(q, k, v, *angles, *r, count, **options) for r in rings]
+    options = {"window": WINDOW, "sinks": 0, "lengths": None, "plan": plan}
     return [lambda r=r: wa.attend(q, k, v, *r, count, **options) for r in rings]
 
 
@@ -221,24 +230,22 @@ def step_floor(batch: int, top: Ceilings) -> float:
 
 
 def timings(batches: tuple[int, ...], top: Ceilings) -> Iterator[dict]:
-    shapes = [(batch, 1) for batch in batches] + [(1, 16), (1, 256)]
+    shapes = [(batch, 1) for batch in batches] + [(1, 32), (1, 256)] + ([] if len(batches) == 1 else [(16, 256)])
     for batch, time in shapes:
-        plan = default_plan(batch, time)
+        plan = brief(default_plan(batch, time))
         for fill in (0, WINDOW // 2, 3 * WINDOW + 17):
-            spent = microseconds(attention_calls(batch, time, fill, plan))
-            name = f"window attention, {fill} tokens before"
-            yield row(name, batch, time, spent, attention_floor(batch, time, fill, top), brief(plan))
+            spent, floor = microseconds(attention_calls(batch, time, fill)), attention_floor(batch, time, fill, top)
+            yield row(f"ring attention, {fill} tokens before", batch, time, spent, floor, plan)
     for batch, time in shapes:
-        _, k, v = attention_inputs(batch, time)
-        rings, count = normal(2, batch, KV_HEADS, WINDOW, HEAD), torch.full((batch,), 9999, device=CUDA)
-        spent = microseconds([lambda k=k, v=v, r=rings, c=count: write_ring(*r, k, v, c)] * 9)
-        yield row("write ring", batch, time, spent, top.floor(0, 4 * k.nbytes))
+        spent = microseconds([partial(table, places(batch, time))] * 9)
+        yield row("rotary table", batch, time, spent, top.floor(0, batch * time * (3 * 8 + HEAD * 4)))
     for batch in batches:
         yield row("delta step", batch, 1, microseconds(step_calls(batch)), step_floor(batch, top))
 
 
 def brief(plan: wa.Plan) -> str:
-    return f"{plan.block_m}x{plan.block_n}, {plan.splits} parts, {plan.warps} warps, {plan.stages} stages"
+    told = f"{plan.block_m}x{plan.block_n}, {plan.splits} parts, {plan.warps} warps, {plan.stages} stages"
+    return f"{told}, tma" if plan.tma else told
 
 
 def sweep(batches: tuple[int, ...], top: Ceilings) -> Iterator[dict]:
@@ -255,12 +262,13 @@ def fastest(rows: Iterator[dict]) -> list[dict]:
 
 def attention_sweep(batch: int, time: int, top: Ceilings) -> Iterator[dict]:
     fill, default = 3 * WINDOW + 17, default_plan(batch, time)
-    blocks_m = {default.block_m, min(default.block_m, 64)}
-    for block_m, block_n, warps, stages, factor in product(blocks_m, (64, 128), (4, 8), (2, 3, 4), (0.5, 1, 2)):
+    blocks_m = {default.block_m, min(2 * default.block_m, 128)}
+    choices = product(blocks_m, (64, 128), (4, 8), (2, 3, 4), (0.5, 1, 2), (False, True))
+    for block_m, block_n, warps, stages, factor, tma in choices:
         splits = int(default.splits * factor)
         if not 1 <= splits <= wa.MAX_SPLITS or (block_m == 128 and warps == 4):
             continue
-        plan = wa.Plan(block_m, block_n, splits, warps, stages)
+        plan = wa.Plan(block_m, block_n, splits, warps, stages, tma)
         spent = attempt(attention_calls, batch, time, fill, plan)
         if spent is not None:
             yield row("window attention", batch, time, spent, attention_floor(batch, time, fill, top), brief(plan))

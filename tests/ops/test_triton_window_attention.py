@@ -93,15 +93,21 @@ def test_write_ring(time: int, sinks: int, padded: bool):
 
 
 @pytest.mark.parametrize(
-    "batch, time, splits", [(1, 256, 4), (1, 1, 64), (8, 1, 16), (64, 1, 2), (8, 256, 1), (1, 8192, 1)]
+    "batch, time, rows, splits",
+    [(1, 256, 64, 4), (1, 32, 64, 16), (1, 1, 16, 64), (8, 1, 16, 8), (64, 1, 16, 1), (16, 256, 128, 1)],
 )
-def test_plan_fills_the_processors(batch: int, time: int, splits: int, monkeypatch: pytest.MonkeyPatch):
+def test_plan_fills_the_processors(batch: int, time: int, rows: int, splits: int, monkeypatch: pytest.MonkeyPatch):
     """Of an H200, at the 4B model's sizes."""
     monkeypatch.setattr(wa, "_processors", lambda device: 132)
     q = torch.empty(batch, time, 16, 128, dtype=torch.bfloat16, device="meta")
     plan = wa.plan_of(q, 2, 8192 + time)
-    assert plan.splits == splits
-    assert plan.block_m == (16 if time == 1 else 128)
+    assert (plan.block_m, plan.splits) == (rows, splits)
+
+
+def test_ring_by_the_memory_accelerator():
+    """Past the seam, sinks, a second row whose keys are few."""
+    inputs, rings = tokens(2, 3, 4, 2), rings_after([150, 9], 70, 2, groups=2)
+    compare([*inputs, *rings], wa.Plan(16, 16, 2, tma=True), window=68, sinks=2)
 
 
 def test_unsupported():

@@ -9,7 +9,7 @@ from torch import Tensor
 from infinitevl import ops
 from infinitevl.ops.rows import rotate
 
-__all__ = ["frequencies", "rotary_table", "rotate"]
+__all__ = ["axes", "frequencies", "rotary_table", "rotate"]
 
 
 @cache  # for ever: graphs read it
@@ -20,8 +20,8 @@ def frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
         return (1.0 / theta**exponent).to(device)
 
 
-@cache
-def _axes(sections: tuple[int, ...], device: torch.device) -> Tensor:
+@cache  # for ever: graphs read it
+def axes(sections: tuple[int, ...], device: torch.device) -> Tensor:
     """[sum of sections] int64: the axis s mod 3 of every frequency of section s."""
     with torch.inference_mode(False):
         return torch.tensor([s % 3 for s, size in enumerate(sections) for _ in range(size)], device=device)
@@ -35,4 +35,4 @@ def rotary_table(
     Frequency i of section s uses axis s mod 3.
     """
     device = positions.device
-    return ops.rotary_table(positions, frequencies(head_dim, theta, device), _axes(tuple(sections), device), dtype)
+    return ops.rotary_table(positions, frequencies(head_dim, theta, device), axes(tuple(sections), device), dtype)

@@ -7,7 +7,9 @@ kernel adds the parts up by their log-sum-exps.
 Keys are visited in the order of their tokens, not of the slots, and indexed relative to the chunk's first token: the
 ring holds -filled .. -1, the chunk 0 .. length - 1. All that depends on how far the stream is, `count`, is read here
 on the device, and becomes three numbers: `filled`, `kept` (sinks in the ring), `head` (the slot that comes next). So
-blocks that no query sees are never visited, and of the others in the ring only the oldest need a mask.
+blocks that no query sees are never visited. Of the others in the ring most are fast: neighbouring slots, no mask. The
+slow ones are the oldest, which need a mask, and the one at the seam, where the last slot meets the first; they and
+those of the chunk are dealt out to the parts beginning with the last, whose share of the fast ones may be smaller.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,6 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from infinitevl.ops.triton.finish import capacity_of, finish
-from infinitevl.ops.triton.rotary import turned
 
 MAX_SPLITS = 64
 LOG2_E = 1.4426950408889634
@@ -28,7 +29,8 @@ LOG2_E = 1.4426950408889634
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows and keys of a block, parts that the keys are split into (a power of two), and Triton's launch options."""
+    """Rows and keys of a block, parts that the keys are split into (a power of two), Triton's launch options, and
+    whether the tensor memory accelerator loads the ring."""
 
     block_m: int
     block_n: int
@@ -80,16 +82,18 @@ def plan_for(q: Tensor, k: Tensor, ring_k: Tensor | None, window: int | None, si
 
 
 def plan_of(q: Tensor, groups: int, keys: int) -> Plan:
-    """From shapes alone: as many parts as fill the processors once (twice for decode, whose programs are small)."""
-    batch, time, heads, _ = q.shape
-    repeats, wide = heads // groups, q.element_size() > 2
-    block_m = triton.next_power_of_2(max(16, repeats, min(time * repeats, 64 if wide else 128)))
-    block_n = 32 if wide else 64
+    """From shapes alone, as measured on an H100. Tiles of 128 rows where they fill the processors by themselves; else
+    of 64, two to a processor, or of a token's heads, one to a processor, and so many parts as that takes."""
+    batch, time, heads, width = q.shape
+    repeats, wide, processors = heads // groups, q.element_size() > 2, _processors(q.device)
+    many = batch * groups * triton.cdiv(time * repeats, 128) >= processors and not wide
+    block_m = triton.next_power_of_2(max(16, repeats, min(time * repeats, 128 if many else 64)))
+    block_n, few_blocks = 32 if wide else 64, 8 if block_m >= 64 else 2
     programs = batch * groups * triton.cdiv(time, block_m // repeats)
-    wanted = _processors(q.device) * (1 if block_m > 64 else 2) // programs
-    most = min(MAX_SPLITS, triton.cdiv(keys, 2 * block_n))
-    splits = 1 << max(0, min(wanted, most).bit_length() - 1)
-    return Plan(block_m, block_n, splits, warps=8 if block_m > 64 else 4, stages=2 if wide else 3)
+    wanted = processors * (2 if block_m == 64 else 1) // programs
+    splits = 1 << max(0, min(wanted, MAX_SPLITS, triton.cdiv(keys, few_blocks * block_n)).bit_length() - 1)
+    tma = block_m == 64 and not wide and width >= 64
+    return Plan(block_m, block_n, splits, warps=8 if block_m > 64 else 4, stages=2 if wide else 3, tma=tma)
 
 
 @cache
@@ -111,8 +115,9 @@ def attend(
     plan: Plan,
 ) -> Tensor:
     """`window_attention` by a given plan."""
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    out, parts, sums = launch(q, k, v, ring_k, ring_v, count, window=window, sinks=sinks, lengths=lengths, plan=plan)
+    out, parts, sums = launch(
+        q, k, v, ring_k, ring_v, count, window=window, sinks=sinks, lengths=lengths, slots=None, plan=plan
+    )
     if parts is not None:
         finish(parts, sums, out)
     return out
@@ -126,47 +131,43 @@ def launch(
     ring_v: Tensor | None,
     count: Tensor | None,
     *,
-    cos: Tensor | None = None,
-    sin: Tensor | None = None,
     window: int | None,
     sinks: int,
     lengths: Tensor | None,
-    slots: Tensor | None = None,
+    slots: Tensor | None,
     plan: Plan,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`attend` up to the parts and sums that are to be added up into its result by `finish` (None: it is there)."""
     (batch, time, heads, width), groups = q.shape, k.shape[2]
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     capacity = 0 if count is None else capacity_of(ring_k, ring_v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     parts, sums = None, None
     if plan.splits > 1:
         parts = torch.empty(plan.splits, *q.shape, dtype=torch.float32, device=q.device)
         sums = torch.empty(plan.splits, batch, time, heads, dtype=torch.float32, device=q.device)
-    descriptors = [None, None]
+    boxes = [None, None]
     if plan.tma and capacity:
-        descriptors = [
-            TensorDescriptor.from_tensor(r.view(-1, width), [plan.block_n, width]) for r in (ring_k, ring_v)
-        ]
+        boxes = [TensorDescriptor.from_tensor(r.view(-1, width), [plan.block_n, width]) for r in (ring_k, ring_v)]
     tiles = triton.cdiv(time, plan.block_m // (heads // groups))
     _attend_kernel[tiles, plan.splits, batch * groups](
-        q, k, v, cos, sin, ring_k, ring_v, *descriptors, count, lengths, slots, out if parts is None else parts, sums,
+        q, k, v, ring_k, ring_v, *boxes, count, lengths, slots, out if parts is None else parts, sums,
         time, groups, capacity, time + capacity if window is None else window, sinks,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         SCALE=width**-0.5 * LOG2_E, REPEATS=heads // groups, D=width,
         BLOCK_M=plan.block_m, BLOCK_N=plan.block_n, IN_PARTS=plan.splits > 1,
-        HAS_RING=capacity > 0, TMA=descriptors[0] is not None, num_warps=plan.warps, num_stages=plan.stages,
+        HAS_RING=capacity > 0, num_warps=plan.warps, num_stages=plan.stages,
     )  # fmt: skip
     return out, parts, sums
 
 
 @triton.jit(do_not_specialize=["time"])
 def _attend_kernel(
-    q, k, v, cos, sin, ring_k, ring_v, keys, values, count, lengths, slots, out, sums,
+    q, k, v, ring_k, ring_v, box_k, box_v, count, lengths, slots, out, sums,
     time, groups, capacity, window, sinks,
     q_b, q_t, q_h, k_b, k_t, k_g, v_b, v_t, v_g,
     SCALE: tl.constexpr, REPEATS: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IN_PARTS: tl.constexpr, HAS_RING: tl.constexpr,
-    TMA: tl.constexpr,
 ):  # fmt: skip
     TILE: tl.constexpr = BLOCK_M // REPEATS  # queries
     first, split, splits = tl.program_id(0) * TILE, tl.program_id(1), tl.num_programs(1)
@@ -185,7 +186,8 @@ def _attend_kernel(
     m, n, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, D)
     t, h = first + m // REPEATS, g * REPEATS + m % REPEATS
     in_tile = m < TILE * REPEATS
-    queries = turned(q, cos, sin, b * q_b + t.to(tl.int64) * q_t + h * q_h, b * time + t, in_tile & (t < length), D)
+    q_rows = q + b * q_b + t.to(tl.int64) * q_t + h * q_h
+    queries = tl.load(q_rows[:, None] + d[None, :], mask=(in_tile & (t < length))[:, None], other=0.0)
     past_last = tl.minimum(first + TILE, length)  # the tile's queries are first .. past_last - 1
     oldest = first - window + 1  # that its first query sees, sinks apart
 
@@ -240,9 +242,9 @@ def _attend_kernel(
             block += tl.where(block >= seam, 1, 0)
             at = (block - ring_blocks) * BLOCK_N + head
             slot = ring_row + sinks + tl.where(at < 0, at + turn, at)
-            if TMA:
-                key = keys.load([slot.to(tl.int32), 0])
-                value = values.load([slot.to(tl.int32), 0])
+            if box_k is not None:
+                key = box_k.load([slot.to(tl.int32), 0])
+                value = box_v.load([slot.to(tl.int32), 0])
             else:
                 key = tl.load(ring_k + slot * D + (n * D)[:, None] + d[None, :]).to(queries.dtype)
                 value = tl.load(ring_v + slot * D + (n * D)[:, None] + d[None, :]).to(queries.dtype)
@@ -251,9 +253,9 @@ def _attend_kernel(
         x = (i - slow) * BLOCK_N + n
         s = tl.where(x < own_sinks, x, x - own_sinks + from_chunk)
         valid = x < chunk_keys
-        token = s.to(tl.int64)
-        key = turned(k, cos, sin, b * k_b + g * k_g + token * k_t, b * time + token, valid, D)
-        value = tl.load(v + b * v_b + g * v_g + token[:, None] * v_t + d[None, :], mask=valid[:, None], other=0.0)
+        token = s.to(tl.int64)[:, None]
+        key = tl.load(k + b * k_b + g * k_g + token * k_t + d[None, :], mask=valid[:, None], other=0.0)
+        value = tl.load(v + b * v_b + g * v_g + token * v_t + d[None, :], mask=valid[:, None], other=0.0)
         near = (x < own_sinks)[None, :] | (s[None, :] > t[:, None] - window)
         seen = valid[None, :] & (s[None, :] <= t[:, None]) & near
         acc, top, total = _meet(acc, top, total, queries, key, value, seen, SCALE)

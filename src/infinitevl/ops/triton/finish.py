@@ -8,8 +8,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from infinitevl.ops.triton.rotary import turned
-
 ENTRIES = 8  # of the ring that a program writes
 
 
@@ -47,14 +45,12 @@ def finish(
     v: Tensor | None = None,
     count: Tensor | None = None,
     *,
-    cos: Tensor | None = None,
-    sin: Tensor | None = None,
     sinks: int = 0,
     lengths: Tensor | None = None,
     slots: Tensor | None = None,
 ) -> None:
     """Add up parts [splits, B, T, H, D] by their sums [splits, B, T, H] into out [B, T, H, D] (None: nothing to add
-    up), and write k, turned by cos and sin, and v [B, T, G, D] into the rings (None: nothing to write).
+    up), and write k and v [B, T, G, D] into the rings as `ops.ring_attention` says (None: nothing to write).
     """
     width = (out if k is None else k).shape[-1]
     splits, rows, per_program, combines = 1, 0, 1, 0
@@ -68,17 +64,16 @@ def finish(
         writes, strides = batch * triton.cdiv(time * groups, ENTRIES), [*k.stride()[:3], *v.stride()[:3]]
     _finish_kernel[(combines + writes,)](
         parts, sums, out, rows, combines,
-        ring_k, ring_v, k, v, cos, sin, count, lengths, slots,
-        time, groups, capacity_of(ring_k, ring_v), sinks, *strides,
-        SPLITS=splits, ROWS=per_program, ENTRIES=ENTRIES, D=width,
+        ring_k, ring_v, k, v, count, lengths, slots, time, groups, capacity_of(ring_k, ring_v), sinks, *strides,
+        SPLITS=splits, ROWS=per_program, ENTRIES=ENTRIES, D=width, BLOCK_D=triton.next_power_of_2(width),
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows", "combines", "time"])
 def _finish_kernel(
     parts, sums, out, rows, combines,
-    ring_k, ring_v, k, v, cos, sin, count, lengths, slots, time, groups, capacity, sinks, k_b, k_t, k_g, v_b, v_t, v_g,
-    SPLITS: tl.constexpr, ROWS: tl.constexpr, ENTRIES: tl.constexpr, D: tl.constexpr,
+    ring_k, ring_v, k, v, count, lengths, slots, time, groups, capacity, sinks, k_b, k_t, k_g, v_b, v_t, v_g,
+    SPLITS: tl.constexpr, ROWS: tl.constexpr, ENTRIES: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     if parts is not None:  # noqa: SIM102, what is None is known when it is compiled
@@ -87,8 +82,8 @@ def _finish_kernel(
     if k is not None:  # noqa: SIM102
         if program >= combines:
             _write(
-                ring_k, ring_v, k, v, cos, sin, count, lengths, slots, time, groups, capacity, sinks,
-                k_b, k_t, k_g, v_b, v_t, v_g, program - combines, ENTRIES, D,
+                ring_k, ring_v, k, v, count, lengths, slots, time, groups, capacity, sinks,
+                k_b, k_t, k_g, v_b, v_t, v_g, program - combines, ENTRIES, D, BLOCK_D,
             )  # fmt: skip
 
 
@@ -109,13 +104,13 @@ def _combine(parts, sums, out, first, rows, SPLITS: tl.constexpr, ROWS: tl.const
 
 @triton.jit
 def _write(
-    ring_k, ring_v, k, v, cos, sin, count, lengths, slots, time, groups, capacity, sinks, k_b, k_t, k_g, v_b, v_t, v_g,
-    program, ENTRIES: tl.constexpr, D: tl.constexpr,
+    ring_k, ring_v, k, v, count, lengths, slots, time, groups, capacity, sinks, k_b, k_t, k_g, v_b, v_t, v_g,
+    program, ENTRIES: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Some entries of the chunk, a few of those of one row."""
     programs = tl.cdiv(time * groups, ENTRIES)
     b = (program // programs).to(tl.int64)
-    entry, d = program % programs * ENTRIES + tl.arange(0, ENTRIES), tl.arange(0, D)
+    entry, d = program % programs * ENTRIES + tl.arange(0, ENTRIES), tl.arange(0, BLOCK_D)
     t, g = (entry // groups).to(tl.int64), entry % groups
     length = time
     if lengths is not None:
@@ -128,9 +123,9 @@ def _write(
     turn = capacity - sinks
     slot = tl.where(index < sinks, index, sinks + tl.maximum(index - sinks, 0) % turn)
     newest = (t + turn >= length) | (index < sinks)  # no later token of the chunk takes the slot
-    mask = (t < length) & newest
-    key = turned(k, cos, sin, b * k_b + t * k_t + g * k_g, b * time + t, mask, D)
-    value = tl.load(v + (b * v_b + t * v_t + g * v_g)[:, None] + d[None, :], mask=mask[:, None])
+    mask = ((t < length) & newest)[:, None] & (d < D)[None, :]
+    key = tl.load(k + (b * k_b + t * k_t + g * k_g)[:, None] + d[None, :], mask=mask)
+    value = tl.load(v + (b * v_b + t * v_t + g * v_g)[:, None] + d[None, :], mask=mask)
     at = ((place * groups + g) * capacity + slot)[:, None] * D + d[None, :]
-    tl.store(ring_k + at, key, mask=mask[:, None])
-    tl.store(ring_v + at, value, mask=mask[:, None])
+    tl.store(ring_k + at, key, mask=mask)
+    tl.store(ring_v + at, value, mask=mask)

@@ -1,11 +1,12 @@
-"""All that an attention layer of a stream does between its products, in two launches: attend, finish. Both turn
-queries and keys to their places as they load them."""
+"""All that an attention layer of a stream does between its products, in three launches: turn queries and keys to
+their places, attend, finish."""
 
 import torch
 from torch import Tensor
 
 from infinitevl.ops.triton.attention import launch, plan_for, unsupported
 from infinitevl.ops.triton.finish import finish
+from infinitevl.ops.triton.rotary import rotated
 
 
 def ring_attention(
@@ -27,11 +28,11 @@ def ring_attention(
     reason = unsupported(q, k, v)
     if reason:
         raise NotImplementedError(f"ring attention in Triton: {reason}")
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    table = {"cos": cos.contiguous(), "sin": sin.contiguous()}
+    v = v if v.stride(-1) == 1 else v.contiguous()
     rows = {"sinks": sinks, "lengths": lengths, "slots": slots}
     plan = plan_for(q, k, ring_k, window, sinks)
     with torch.cuda.device_of(q):
-        out, parts, sums = launch(q, k, v, ring_k, ring_v, count, **table, window=window, plan=plan, **rows)
-        finish(parts, sums, out, ring_k, ring_v, k, v, count, **table, **rows)
+        q, k = rotated(q, k, cos, sin)
+        out, parts, sums = launch(q, k, v, ring_k, ring_v, count, window=window, plan=plan, **rows)
+        finish(parts, sums, out, ring_k, ring_v, k, v, count, **rows)
     return out
