@@ -15,9 +15,11 @@ from infinitevl import ops
 
 
 class Linear(nn.Linear):
-    """nn.Linear, computed by `ops`."""
+    """nn.Linear, computed by `ops`, but where torch.compile is at work, which must not see the dispatch."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().forward(input)
         return ops.linear(input, self.weight, self.bias)
 
 
@@ -51,8 +53,8 @@ def join(model: nn.Module) -> None:
 
 def joined(linears: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None] | None:
     """Weight [N, K] and bias [N] of all of them as one map; None where they are not side by side, are more than
-    `Linear`, or a gradient is to reach them one by one."""
-    if not all(_plain(linear) for linear in linears):
+    `Linear`, or a gradient is to reach them one by one, and inside torch.compile."""
+    if torch.compiler.is_compiling() or not all(_plain(linear) for linear in linears):
         return None
     weight, bias = (_as_one([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
     return None if weight is None or (bias is None and linears[0].bias is not None) else (weight, bias)
