@@ -1,5 +1,6 @@
 """Weights of one input side by side: the same parameters, the same results."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from helpers import Model, assert_close, text_ids, tiny_model
+from infinitevl.model.layers import MLP
 from infinitevl.model.linear import join, joined
 
 
@@ -120,3 +122,33 @@ def test_hooks_are_called(model: Model):
         layer.mlp.down_proj.register_forward_pre_hook(lambda *_: called.append(1))
     logits(model, text_ids(1, 3))
     assert len(called) == 10
+
+
+def test_widths_are_aligned(tmp_path: Path):
+    """Rows and columns of zeros, which are no part of the parameters."""
+    mlp = MLP(16, 12, bias=True)
+    plain, x = copy.deepcopy(mlp), torch.randn(5, 16)
+    join(mlp)
+    join(mlp)
+    assert mlp.width == 64 and mlp.down_proj.weight.stride() == (64, 1)
+    before, after = plain.state_dict(), mlp.state_dict()
+    assert list(before) == list(after) and all(torch.equal(after[name], before[name]) for name in before)
+    with torch.inference_mode():
+        whole = joined((mlp.gate_proj, mlp.up_proj), mlp.width)
+        assert whole is not None and whole[0].shape == (128, 16)
+        assert_close(mlp(x, x), x + plain(x), 1e-6)
+    mlp(x).sum().backward()
+    plain(x).sum().backward()
+    assert_close(mlp.up_proj.weight.grad, plain.up_proj.weight.grad, 1e-6)
+    mlp.double()
+    assert_close(mlp(x.double()), plain(x), 1e-5)
+
+
+def test_aligned_weights_are_saved(tmp_path: Path):
+    model = tiny_model(intermediate_size=44)
+    ids = text_ids(1, 5)
+    expected = logits(model, ids)
+    join(model)
+    assert_close(logits(model, ids), expected, 1e-5)
+    model.save_pretrained(tmp_path)
+    assert_close(logits(Model.from_pretrained(tmp_path).eval(), ids), expected, 1e-5)

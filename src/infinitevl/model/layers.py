@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infinitevl import ops
-from infinitevl.model.linear import Linear, joined, project, project_onto
+from infinitevl.model.linear import Linear, aligned, joined, project, project_onto, widened
 from infinitevl.model.rope import rotate
 from infinitevl.model.state import AttentionState, DeltaState
 from infinitevl.ops.mixing import DeltaInputs, DeltaWeights, Operations, mix
@@ -22,7 +22,8 @@ class Chunk:
     """What all layers share about the tokens of one forward pass.
 
     cos, sin: [B, T, 1, head_dim / 2]; lengths: [B] real tokens a row (None: all T); seq_idx: [B, T] packed
-    sequences; count: [B] tokens that the state has seen before this chunk (None without a state).
+    sequences; count: [B] tokens that the state has seen before this chunk (None without a state);
+    slots: [B] the place of every row in the state, as in `ops` (None: row b is at b).
     """
 
     cos: Tensor
@@ -30,6 +31,7 @@ class Chunk:
     lengths: Tensor | None
     seq_idx: Tensor | None
     count: Tensor | None
+    slots: Tensor | None = None
 
 
 class RMSNorm(nn.Module):
@@ -48,19 +50,21 @@ class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
     joint: ClassVar = [("gate_proj", "up_proj")]
+    widened: ClassVar = ["down_proj"]
 
     def __init__(self, hidden_size: int, intermediate_size: int, bias: bool = False):
         super().__init__()
         self.gate_proj = Linear(hidden_size, intermediate_size, bias=bias)
         self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
         self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
+        self.width = aligned(intermediate_size)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return project_onto(residual, self._inner(x), self.down_proj)
-
-    def _inner(self, x: Tensor) -> Tensor:
-        whole = joined((self.gate_proj, self.up_proj))
-        return F.silu(self.gate_proj(x)) * self.up_proj(x) if whole is None else ops.swiglu(x, *whole)
+        whole, down = joined((self.gate_proj, self.up_proj), self.width), joined((self.down_proj,))
+        wide = widened(self.down_proj, self.width) if down is not None else None
+        if whole is None or down is None or wide is None:
+            return project_onto(residual, F.silu(self.gate_proj(x)) * self.up_proj(x), self.down_proj)
+        return ops.linear(ops.swiglu(x, *whole), wide, down[1], residual)
 
 
 class Attention(nn.Module):
@@ -84,7 +88,9 @@ class Attention(nn.Module):
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in project(x, self.q_proj, self.k_proj, self.v_proj))
         seen = {"window": self.window, "sinks": self.sinks, "lengths": chunk.lengths}
         if state is not None and chunk.count is not None:
-            o = ops.ring_attention(q, k, v, chunk.cos, chunk.sin, state.keys, state.values, chunk.count, **seen)
+            o = ops.ring_attention(
+                q, k, v, chunk.cos, chunk.sin, state.keys, state.values, chunk.count, **seen, slots=chunk.slots
+            )
         else:
             q, k = rotate(q, chunk.cos, chunk.sin), rotate(k, chunk.cos, chunk.sin)
             o = ops.window_attention(q, k, v, **seen, seq_idx=chunk.seq_idx)
@@ -132,7 +138,7 @@ class GatedDeltaNet(nn.Module):
         if state is not None and not torch.is_grad_enabled():
             o = ops.delta_mixer(
                 inputs, self.weights, state.memory, state.tail,
-                rule=self.rule, lengths=chunk.lengths, arrived=state.arrived,
+                rule=self.rule, slots=chunk.slots, lengths=chunk.lengths, arrived=state.arrived,
             )  # fmt: skip
         else:
             o = self._mixed(inputs, chunk, state)
