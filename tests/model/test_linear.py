@@ -1,15 +1,14 @@
 """Weights of one input side by side: the same parameters, the same results."""
 
-import copy
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from helpers import Model, assert_close, text_ids, tiny_model
+from helpers import Model, assert_close, text_ids, tiny_config, tiny_model
 from infinitevl.model.layers import MLP
-from infinitevl.model.linear import join, joined
+from infinitevl.model.linear import join, joined, padded_width
 
 
 @pytest.fixture
@@ -29,6 +28,7 @@ def logits(model: Model, ids: torch.Tensor) -> torch.Tensor:
 
 
 def is_joined(model: Model) -> list[bool]:
+    """Widths are multiples of 8 here: nothing is padded."""
     with torch.no_grad():
         return [joined(linears) is not None for linears in groups(model)]
 
@@ -58,16 +58,19 @@ def test_one_product(model: Model):
             assert_close(whole, torch.cat([linear(x) for linear in linears], -1), 1e-6)
 
 
-def test_saved_and_loaded(model: Model, tmp_path: Path):
-    ids = text_ids(1, 5)
+def test_saved_and_loaded(tmp_path: Path):
+    config = tiny_config()
+    config.vision_config.intermediate_size = 27  # padded
+    model, ids = Model(config), text_ids(1, 5)
     expected = logits(model, ids)
     join(model)
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(Model.from_pretrained(tmp_path), ids), expected)
-    other = tiny_model()
+    other = Model(config)
     join(other)
     other.load_state_dict(model.state_dict())
-    assert all(is_joined(other))
+    for (name, mine), theirs in zip(other.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
     assert_close(logits(other, ids), expected, 1e-5)
 
 
@@ -82,6 +85,49 @@ def test_moves(model: Model):
     join(model)
     assert all(is_joined(model))
     assert_close(logits(model, ids), expected, 1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_misaligned_width_is_padded(bias: bool):
+    """In memory alone: names, shapes, results and what is saved stay."""
+    mlp, other = MLP(16, 27, bias=bias), MLP(16, 27, bias=bias)
+    other.load_state_dict(mlp.state_dict())
+    x, residual = torch.randn(2, 5, 16), torch.randn(2, 5, 16)
+    join(mlp)
+    join(mlp)
+    whole = joined_mlp(mlp)
+    assert whole is not None and whole[0].shape == (128, 16) and mlp.down_proj.weight.shape == (16, 27)
+    with torch.inference_mode():
+        assert_close(mlp(x, residual), other(x, residual), 1e-6)
+        mlp.down_proj.register_forward_hook(lambda *_: None)
+        assert_close(mlp(x), other(x), 1e-6)
+    for mine, theirs in zip(mlp.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    mlp.double()
+    assert joined_mlp(mlp) is None
+    with torch.inference_mode():
+        assert_close(mlp(x.double()), other(x), 1e-6)
+
+
+def joined_mlp(mlp: MLP) -> tuple | None:
+    with torch.no_grad():
+        return joined((mlp.gate_proj, mlp.up_proj), padded_width(mlp.down_proj))
+
+
+@pytest.mark.parametrize("frozen", [["gate_proj", "up_proj"], ["down_proj"], []])
+def test_gradients_of_a_padded_mlp(frozen: list[str]):
+    mlp, other = MLP(16, 27, bias=True), MLP(16, 27, bias=True)
+    other.load_state_dict(mlp.state_dict())
+    for module in (mlp, other):
+        for name in frozen:
+            getattr(module, name).requires_grad_(False)
+    join(mlp)
+    x = torch.randn(3, 16)
+    for module in (mlp, other):
+        module(x).square().sum().backward()
+    for mine, theirs in zip(mlp.parameters(), other.parameters(), strict=True):
+        assert (mine.grad is None) == (theirs.grad is None)
+        assert mine.grad is None or torch.equal(mine.grad, theirs.grad)
 
 
 def test_gradients_reach_each(model: Model):
@@ -122,33 +168,3 @@ def test_hooks_are_called(model: Model):
         layer.mlp.down_proj.register_forward_pre_hook(lambda *_: called.append(1))
     logits(model, text_ids(1, 3))
     assert len(called) == 10
-
-
-def test_widths_are_aligned(tmp_path: Path):
-    """Rows and columns of zeros, which are no part of the parameters."""
-    mlp = MLP(16, 12, bias=True)
-    plain, x = copy.deepcopy(mlp), torch.randn(5, 16)
-    join(mlp)
-    join(mlp)
-    assert mlp.width == 64 and mlp.down_proj.weight.stride() == (64, 1)
-    before, after = plain.state_dict(), mlp.state_dict()
-    assert list(before) == list(after) and all(torch.equal(after[name], before[name]) for name in before)
-    with torch.inference_mode():
-        whole = joined((mlp.gate_proj, mlp.up_proj), mlp.width)
-        assert whole is not None and whole[0].shape == (128, 16)
-        assert_close(mlp(x, x), x + plain(x), 1e-6)
-    mlp(x).sum().backward()
-    plain(x).sum().backward()
-    assert_close(mlp.up_proj.weight.grad, plain.up_proj.weight.grad, 1e-6)
-    mlp.double()
-    assert_close(mlp(x.double()), plain(x), 1e-5)
-
-
-def test_aligned_weights_are_saved(tmp_path: Path):
-    model = tiny_model(intermediate_size=44)
-    ids = text_ids(1, 5)
-    expected = logits(model, ids)
-    join(model)
-    assert_close(logits(model, ids), expected, 1e-5)
-    model.save_pretrained(tmp_path)
-    assert_close(logits(Model.from_pretrained(tmp_path).eval(), ids), expected, 1e-5)

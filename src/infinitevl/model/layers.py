@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infinitevl import ops
-from infinitevl.model.linear import Linear, aligned, joined, project, project_onto, widened
+from infinitevl.model.linear import Linear, joined, padded_width, project, project_onto
 from infinitevl.model.rope import rotate
 from infinitevl.model.state import AttentionState, DeltaState
 from infinitevl.ops.mixing import DeltaInputs, DeltaWeights, Operations, mix
@@ -50,21 +50,21 @@ class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
     joint: ClassVar = [("gate_proj", "up_proj")]
-    widened: ClassVar = ["down_proj"]
+    into: ClassVar = "down_proj"
 
     def __init__(self, hidden_size: int, intermediate_size: int, bias: bool = False):
         super().__init__()
         self.gate_proj = Linear(hidden_size, intermediate_size, bias=bias)
         self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
         self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
-        self.width = aligned(intermediate_size)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        whole, down = joined((self.gate_proj, self.up_proj), self.width), joined((self.down_proj,))
-        wide = widened(self.down_proj, self.width) if down is not None else None
-        if whole is None or down is None or wide is None:
-            return project_onto(residual, F.silu(self.gate_proj(x)) * self.up_proj(x), self.down_proj)
-        return ops.linear(ops.swiglu(x, *whole), wide, down[1], residual)
+        return project_onto(residual, self._inner(x), self.down_proj)
+
+    def _inner(self, x: Tensor) -> Tensor:
+        """[..., inner], or as wide as the padded rows of down's weight."""
+        whole = joined((self.gate_proj, self.up_proj), padded_width(self.down_proj))
+        return F.silu(self.gate_proj(x)) * self.up_proj(x) if whole is None else ops.swiglu(x, *whole)
 
 
 class Attention(nn.Module):
