@@ -14,8 +14,6 @@ from helpers import assert_close, assert_same_state, even, feed, relative, text_
 from infinitevl import ops
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
 TOLERANCE = 1e-4  # Frobenius, relative, float32
 WINDOW = 96
 SIZES = {

@@ -14,18 +14,13 @@ CALLS = {
         torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4), X, X, torch.zeros(1, dtype=torch.int64), **backend
     ),
     "ring_attention": lambda **backend: ops.ring_attention(
-        X,
-        X,
-        X,
-        X[..., :2],
-        X[..., :2],
-        torch.zeros(1, 1, 4, 4),
-        torch.zeros(1, 1, 4, 4),
-        torch.zeros(1).long(),
-        **backend,
+        X, X, X, X[..., :2], X[..., :2], *torch.zeros(2, 1, 1, 4, 4), torch.zeros(1).long(), **backend
     ),
     "rotary_table": lambda **backend: ops.rotary_table(
         torch.ones(3, 1, 2).long(), torch.ones(4), torch.zeros(4).long(), torch.float32, **backend
+    ),
+    "rotate_heads": lambda **backend: ops.rotate_heads(
+        torch.randn(2, 3, 1, 4), torch.randn(2, 1, 2), torch.randn(2, 1, 2), **backend
     ),
     "gated_rms_norm": lambda **backend: ops.gated_rms_norm(X, X, X[0, 0, 0], 1e-5, **backend),
 }
