@@ -64,10 +64,10 @@ def compare(inputs: list[Tensor], rings: Tensor, count: Tensor, backend: str, **
     (*BACKENDS[2], 3, 0),
 ])  # fmt: skip
 def test_every_fill_level(backend: str, dtype: torch.dtype, time: int, sinks: int):
-    rows = torch.arange(len(FILLS), device=DEVICE)
-    rings = filled(list(FILLS), rows, len(FILLS), sinks, dtype)
-    count = torch.tensor(FILLS, device=DEVICE)
-    compare(chunk(len(FILLS), time, dtype), rings, count, backend, window=WINDOW, sinks=sinks)
+    fills = list(FILLS if time == 1 else FILLS[::3])
+    rings = filled(fills, torch.arange(len(fills), device=DEVICE), len(fills), sinks, dtype)
+    count = torch.tensor(fills, device=DEVICE)
+    compare(chunk(len(fills), time, dtype), rings, count, backend, window=WINDOW, sinks=sinks)
 
 
 @pytest.mark.parametrize("backend, dtype", BACKENDS)
@@ -85,7 +85,7 @@ def test_places_in_a_pool(backend: str, dtype: torch.dtype):
 @pytest.mark.parametrize("backend, dtype", BACKENDS[:2])
 def test_stream_equals_one_chunk(backend: str, dtype: torch.dtype):
     """Frames and tokens through a ring from empty to past three windows, against one chunk without a ring."""
-    sizes = [1, 9, 1, 27, 9, 9, 9, 1]
+    sizes = [1, 9, 1, 27, 9, 9, 1]
     whole = chunk(1, sum(sizes), dtype)
     rings = torch.full((2, 1, GROUPS, WINDOW, WIDTH), NOTHING[dtype], device=DEVICE, dtype=dtype)
     count, found = torch.zeros(1, dtype=torch.int64, device=DEVICE), []

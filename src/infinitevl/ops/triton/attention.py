@@ -147,7 +147,7 @@ def launch(
         parts = torch.empty(plan.splits, *q.shape, dtype=torch.float32, device=q.device)
         sums = torch.empty(plan.splits, batch, time, heads, dtype=torch.float32, device=q.device)
     boxes = [None, None]
-    if plan.tma and capacity:
+    if plan.tma and capacity and ring_k.dtype == q.dtype:
         boxes = [TensorDescriptor.from_tensor(r.view(-1, width), [plan.block_n, width]) for r in (ring_k, ring_v)]
     tiles = triton.cdiv(time, plan.block_m // (heads // groups))
     _attend_kernel[tiles, plan.splits, batch * groups](
