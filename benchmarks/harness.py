@@ -15,13 +15,18 @@ def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 def report(title: str, rows: list[dict], **facts: object) -> None:
     """Print `rows` as a table and, last, everything as one JSON line."""
+    tabulate(title, rows)
+    print(json.dumps({"benchmark": title, **facts, "rows": rows}))
+
+
+def tabulate(title: str, rows: list[dict]) -> None:
+    """Print rows of the same columns."""
     table = Table(title=title, title_justify="left")
     for name in rows[0]:
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     Console(width=140, highlight=False).print(table)
-    print(json.dumps({"benchmark": title, **facts, "rows": rows}))
 
 
 def _cell(value: object) -> str:

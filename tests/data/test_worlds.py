@@ -191,7 +191,7 @@ def test_cards_are_read_at_a_glance(monkeypatch: pytest.MonkeyPatch):
     assert np.mean([kind in ("whole_card", "card_value", "card_icon") for kind in kinds]) > 0.5
 
 
-SHARES = (25, 10, 20, 25, 25, 12, 5, 3)  # percent of the tokens; pairs come before the other bindings
+SHARES = (25, 20, 18, 25, 25, 8, 5, 3)  # percent of the tokens; pairs come before the other bindings
 
 
 @pytest.mark.parametrize(("part", "share"), tuple(zip(EVERYTHING, SHARES, strict=True)))

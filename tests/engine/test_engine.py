@@ -16,6 +16,7 @@ from infinitevl.engine.store import Store
 from infinitevl.engine.types import Asking, Budget
 from infinitevl.errors import Conflict, InfiniteVLError, NotFound, Overloaded, StorageError, TooLarge
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
+from infinitevl.model.vision import VisionTower
 from infinitevl.streaming.stream import Stream
 
 QUESTIONS = ["What is it?", "How many are there?", "Where?", "What was on the first sign, long ago?"]
@@ -195,7 +196,7 @@ def test_under_overload_the_newest_frames_stay(model: Model, monkeypatch: pytest
         for i in range(1, 11):
             engine.push(id, film[i], i / 2, frames)
         assert frames.wait(8) == ["dropped"] * 8
-        assert engine.look(id).waiting == 2
+        assert engine.look(id).waiting == 3  # two, and the one that is being computed
         threading.Timer(0.05, gate.set).start()
         engine.ask(id, "What is it?", Asking(max_tokens=TOKENS), listener)
         assert frames.wait(11)[8:] == ["seen"] * 3
@@ -332,14 +333,14 @@ def test_a_full_disk_stops_nothing(model: Model, store: Store, monkeypatch: pyte
 
 
 def test_a_step_that_fails_harms_nobody(model: Model, monkeypatch: pytest.MonkeyPatch):
-    film, encode, broken = [picture(t) for t in range(4)], Model.encode, threading.Event()
+    film, encode, broken = [picture(t) for t in range(4)], VisionTower.forward, threading.Event()
 
     def failing(*args: object) -> object:
         if broken.is_set():
             raise RuntimeError("out of memory")
         return encode(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Model, "encode", failing)
+    monkeypatch.setattr(VisionTower, "forward", failing)
     with running(model) as engine:
         id, frames = engine.open({}, fps=None), Frames()
         watch(engine, id, film[:2])

@@ -13,6 +13,9 @@ CALLS = {
     "write_ring": lambda **backend: ops.write_ring(
         torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4), X, X, torch.zeros(1, dtype=torch.int64), **backend
     ),
+    "rotate_heads": lambda **backend: ops.rotate_heads(
+        torch.randn(2, 3, 1, 4), torch.randn(2, 1, 2), torch.randn(2, 1, 2), **backend
+    ),
     "gated_rms_norm": lambda **backend: ops.gated_rms_norm(X, X, X[0, 0, 0], 1e-5, **backend),
 }
 

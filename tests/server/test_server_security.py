@@ -2,6 +2,7 @@
 
 import base64
 import http.client
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -439,6 +440,45 @@ def test_a_body_that_does_not_come(serve):
         told = raw_request(served, head, iter([b"{"]))
         assert b" 408 " in told.split(b"\r\n")[0] and b"timeout_error" in told
     assert not list(served.settings.uploads.iterdir())
+
+
+def dribble(served: Served, *pieces: bytes) -> bytes:
+    """Send pieces a tenth of a second apart, until the server hangs up; what it answered."""
+    host, port = served.place.split(":")
+    told = b""
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        for piece in pieces:
+            client.sendall(piece)
+            client.settimeout(0.1)
+            try:
+                told += client.recv(65_536)
+            except TimeoutError:
+                continue
+        client.settimeout(10)
+        while piece := client.recv(65_536):
+            told += piece
+    return told
+
+
+def test_a_request_that_does_not_come(serve):
+    """A connection that asks nothing, one whose head comes byte by byte, one that begins a second request."""
+    served = serve(head_timeout=0.5, heartbeat=0.1)
+    head = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    assert dribble(served) == b""
+    with pytest.raises(OSError):  # it is closed long before all of these are sent
+        dribble(served, head, *[b"X: y\r\n"] * 50)
+    assert dribble(served, head + b"\r\n", head).count(b" 200 ") == 1
+    assert dribble(served, head, b"\r\n", head, b"\r\n", head).count(b" 200 ") == 2
+
+
+def test_requests_that_take_long_are_not_hung_up_on(serve):
+    served = serve(head_timeout=0.2, heartbeat=0.1)
+    id = served.open()
+    with served.http.stream("GET", f"/v1/streams/{id}/events") as response, served.connect(id) as socket:
+        beats = response.iter_text()
+        assert [next(beats) for _ in range(6)] == [": \n\n"] * 6
+        socket.send(encoded(picture(0)))
+        assert [json.loads(socket.recv(10))["type"] for _ in range(2)] == ["hello", "frame"]
 
 
 def test_pictures_larger_than_any_cameras_are_not_decoded(served: Served, stream: str):

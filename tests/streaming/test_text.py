@@ -84,37 +84,34 @@ def test_only_the_possible_beginning_of_a_stop_string_is_held_back():
     assert pushed(ids(b"a\n\nb"), ["\n\n"]) == ["a", "", "", ""]
 
 
+class Script:
+    """Goes on with the next token of a script, whatever it is fed."""
+
+    def __init__(self, script: list[int]) -> None:
+        self.script, self.fed = script, []
+        self.first = torch.tensor(script[:1])
+
+    def go_on(self, token: torch.Tensor) -> torch.Tensor:
+        self.fed += token.tolist()
+        return torch.tensor(self.script[len(self.fed) :][:1])
+
+
 def test_it_stops_at_once():
-    fed = []
-
-    def feed(tokens: list[int]) -> torch.Tensor:
-        fed.extend(tokens)
-        return torch.nn.functional.one_hot(torch.tensor(script[len(fed)]), len(TOKENIZER)).float()
-
-    script = ids(b"yes. No")
-    first = torch.nn.functional.one_hot(torch.tensor(script[0]), len(TOKENIZER)).float()
-    pieces = TextPieces(TOKENIZER, ["."])
-    assert "".join(decode(first, feed, Writer(Sampling(), pieces, 50, ()))) == "yes"
-    assert fed == ids(b"yes.")
+    script, pieces = Script(ids(b"yes. No")), TextPieces(TOKENIZER, ["."])
+    assert "".join(decode(script.first, script.go_on, Writer(Sampling(), pieces, 50, ()))) == "yes"
+    assert script.fed == ids(b"yes.")
 
 
 @pytest.mark.parametrize("read", [1, 2, 3])
 def test_what_was_chosen_has_been_fed(read: int):
     """Read to the end or closed early; the end mark is not fed."""
-    fed, script = [], [*ids(b"ab"), TOKENIZER.convert_tokens_to_ids("<|im_end|>"), 0]
-
-    def logits(place: int) -> torch.Tensor:
-        return torch.nn.functional.one_hot(torch.tensor(script[place]), len(TOKENIZER)).float()
-
-    def feed(tokens: list[int]) -> torch.Tensor:
-        fed.extend(tokens)
-        return logits(len(fed))
-
-    written = decode(logits(0), feed, Writer(Sampling(), TextPieces(TOKENIZER), 9, {script[2]}))
+    end = TOKENIZER.convert_tokens_to_ids("<|im_end|>")
+    script = Script([*ids(b"ab"), end, 0])
+    written = decode(script.first, script.go_on, Writer(Sampling(), TextPieces(TOKENIZER), 9, {end}))
     for _ in zip(range(read), written, strict=False):
         pass
     written.close()  # type: ignore[attr-defined]
-    assert fed == ids(b"ab")[:read]
+    assert script.fed == ids(b"ab")[:read]
 
 
 def test_greedy_is_the_largest():

@@ -17,6 +17,7 @@ from infinitevl.engine.store import Store
 from infinitevl.engine.types import Budget
 from infinitevl.errors import InfiniteVLError, NotFound
 from infinitevl.model.loading import load
+from infinitevl.server import lasting
 from infinitevl.server.app import create_app
 from infinitevl.server.faults import answer
 from infinitevl.server.metrics import Metrics
@@ -45,6 +46,7 @@ class Replica:
 
     def __init__(self, plan: Plan) -> None:
         _quiet()
+        lasting.share_heaps()
         self._scratch = TemporaryDirectory(prefix="infinitevl-")
         folder = Path(self._scratch.name if "://" in plan.store else plan.store)  # of uploads
         settings, metrics = replace(plan.settings, folder=folder), Metrics()
@@ -52,6 +54,7 @@ class Replica:
         engine = Engine(model, plan.budget, Store(plan.store), metrics.observe, shared=True)
         self._hub = SharedHub(engine, settings, self._ask_others)
         self._app = create_app(engine, settings, metrics, self._hub)
+        lasting.collect_often()
 
     def __serve_build_asgi_app__(self) -> "Adopting":
         return Adopting(self._app, self._hub)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from infinitevl.commands.console import load_model, say, warn
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
+from infinitevl.streaming.speaking import Speaker
 from infinitevl.streaming.text import Sampling, TextPieces, Writer, decode
 
 
@@ -58,11 +58,7 @@ def _prefill(model: InfiniteVLForConditionalGeneration, options: ChatOptions) ->
 def answer(model: InfiniteVLForConditionalGeneration, options: ChatOptions, sampling: Sampling) -> Iterator[str]:
     """The answer, piece by piece."""
     output = _prefill(model, options)
-
-    @torch.inference_mode()
-    def feed(tokens: list[int]) -> Tensor:
-        ids = torch.tensor([tokens], device=model.device)
-        return model(ids, past_key_values=output.past_key_values, logits_to_keep=1).logits[0, -1]
-
     pieces = TextPieces(model.processor.tokenizer)
-    return decode(output.logits[0, -1], feed, Writer(sampling, pieces, options.max_tokens, model.end_tokens()))
+    writer = Writer(sampling, pieces, options.max_tokens, model.end_tokens())
+    speaker = Speaker(model, output.past_key_values, [sampling], writer.ends)
+    return decode(speaker.first(output.logits[:, -1]), speaker.go_on, writer)

@@ -1,11 +1,10 @@
 """`infinitevl serve`: the model behind HTTP and WebSockets, until a signal ends it."""
 
-import ctypes
 import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from infinitevl.commands.console import boxed_model, load_model, make_folder
 from infinitevl.errors import InfiniteVLError
+from infinitevl.server import lasting
 
 if TYPE_CHECKING:
     from infinitevl.server.settings import Settings
 
 BOX = "infinitevl-box"
-M_ARENA_MAX = -8  # of glibc's malloc.h
 KEYS = "INFINITEVL_API_KEYS"
 
 
@@ -43,7 +42,7 @@ class ServeOptions:
 
 
 def run(options: ServeOptions) -> int:
-    _share_heaps()
+    lasting.share_heaps()
     try:
         from infinitevl.server.run import Running
     except ModuleNotFoundError as error:
@@ -57,6 +56,7 @@ def run(options: ServeOptions) -> int:
         _check_keys(options, settings, listener)
         _make_private(settings.folder)
         running = Running(load_model(options.model, options.device, options.dtype), _budget(options), settings)
+        lasting.collect_often()
         with _quiet_signals():
             running.serve(listener, f"infinitevl serving {settings.model} at {_address(options.host, listener)}")
     return 0
@@ -102,12 +102,6 @@ def _make_private(folder: Path) -> None:
     """What streams have seen lies there, and passwords of their sources."""
     make_folder(folder)
     folder.chmod(0o700)
-
-
-def _share_heaps() -> None:
-    """Let threads share two heaps: glibc gives each its own, which grow for hours. Before there are threads."""
-    with suppress(AttributeError, OSError, TypeError):  # another C library
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 def _settings(options: ServeOptions) -> "Settings":

@@ -1,6 +1,6 @@
 """Samples of any length packed into rows of one length, with nothing passing between them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, groupby
 
@@ -27,8 +27,15 @@ class Batch:
     frames: list[Tensor]
 
     def to(self, device: torch.device) -> "Batch":
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return Batch(**tensors, frames=[frames.to(device) for frames in self.frames])
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """A copy in page-locked memory (data loaders ask for it), which goes to a GPU beside its work."""
+        return self._changed(Tensor.pin_memory)
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        tensors = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Batch(**tensors, frames=[change(frames) for frames in self.frames])
 
     @property
     def tokens(self) -> int:

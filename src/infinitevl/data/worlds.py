@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from infinitevl.data.encode import Encoded, Encoder
@@ -60,7 +61,10 @@ class WorldBatches(Dataset):
     def batches(self, start: int, state: None, workers: int) -> Iterator[tuple[Batch, None]]:
         """From step `start` on; nothing but the step matters, so that there is no state."""
         order, ahead = range(start, self.steps), 4 if workers else None
-        loader: Any = DataLoader(self, batch_size=None, sampler=order, num_workers=workers, prefetch_factor=ahead)
+        loader: Any = DataLoader(
+            self, batch_size=None, sampler=order, num_workers=workers, prefetch_factor=ahead,
+            pin_memory=torch.cuda.is_available(),
+        )  # fmt: skip
         return ((batch, None) for batch in started(loader))
 
     def __getitem__(self, step: int) -> Batch:

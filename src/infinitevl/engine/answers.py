@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from time import monotonic
 
-from torch import Tensor
-
 from infinitevl.engine.records import Answer, Frame, Watched, tell
 from infinitevl.engine.runner import Runner
 from infinitevl.engine.scheduler import Scheduler
@@ -45,23 +43,25 @@ class Answers:
         for answer in answers:
             if answer.remember and answer.watched:
                 answer.watched.session.phase = "answered"
-        for answer, logits in zip(answers, self._runner.prefill([a.prefill for a in answers]), strict=True):
-            if logits is not None:
+        chosen = self._runner.prefill([a.prefill for a in answers], [a.writer.sampling for a in answers])
+        for answer, token in zip(answers, chosen, strict=True):
+            if token is not None:
                 self._scheduler.prompts.remove(answer)
                 self._scheduler.writing.append(answer)
-                self._put(answer, logits)
+                self._put(answer, token)
 
     def write(self, answers: Sequence[Answer]) -> None:
         """The next token of some answers."""
         tokens = [answer.token or 0 for answer in answers]
-        rows = self._runner.write([answer.prefill.seat for answer in answers], tokens)
+        samplings = [answer.writer.sampling for answer in answers]
+        chosen = self._runner.write([answer.prefill.seat for answer in answers], tokens, samplings)
         self._observe("batch_decode", len(answers))
-        for answer, logits in zip(answers, rows, strict=True):
-            self._put(answer, logits)
+        for answer, token in zip(answers, chosen, strict=True):
+            self._put(answer, token)
 
-    def _put(self, answer: Answer, logits: Tensor) -> None:
-        """Choose the next token, tell its text, end where it ends."""
-        answer.token, text = answer.writer.write(logits)
+    def _put(self, answer: Answer, token: int) -> None:
+        """Tell the text of the token that was chosen, end where it ends."""
+        answer.token, text = answer.writer.write(token)
         if answer.first is None:
             answer.first = monotonic() - answer.asked
             self._observe("first_token", answer.first)
@@ -92,9 +92,9 @@ class Answers:
         prefill = answer.prefill
         if prefill.done:  # else nothing of it is in
             while prefill.done < prefill.prompt.length:
-                self._runner.prefill([prefill])
+                self._runner.prefill([prefill], [answer.writer.sampling])
             if answer.token is not None:
-                self._runner.write([prefill.seat], [answer.token])
+                self._runner.write([prefill.seat], [answer.token], [answer.writer.sampling])
             watched.session.stats.tokens += prefill.done + answer.writer.tokens
             watched.dirty = True
         watched.line.held = False

@@ -15,7 +15,7 @@ import numpy as np
 from infinitevl.engine.loop import Loop
 from infinitevl.engine.pool import Seat
 from infinitevl.engine.prompt import MediaPrompt, TextPrompt, conversation
-from infinitevl.engine.records import Answer, Frame, Watched, tell
+from infinitevl.engine.records import Answer, Frame, Norms, Watched, tell
 from infinitevl.engine.runner import Prefill, Runner
 from infinitevl.engine.saving import copied
 from infinitevl.engine.scheduler import Line
@@ -237,7 +237,7 @@ class Engine:
     def load(self) -> dict[str, int]:
         """How full it is."""
         with self._ready:
-            waiting = sum(len(line.waiting) for line in self._loop.scheduler.lines.values())
+            waiting = sum(line.unseen for line in self._loop.scheduler.lines.values())
         slots, answers = self._pool.seated, len(self._loop.answers) + self._coming
         return {"streams": len(self._streams), "slots": slots, "answers": answers, "waiting_frames": waiting}
 
@@ -270,7 +270,8 @@ class Engine:
 
     def _watched(self, id: str, about: dict[str, Any], session: Session, seat: Seat) -> Watched:
         line: Line[Frame] = Line(id, 1 / session.fps if session.fps else LIVE_PERIOD, self.budget.waiting)
-        return Watched(id, about, session, seat, line, session.sampler(), session.last)
+        norms = Norms(len(self._layers))
+        return Watched(id, about, session, seat, line, session.sampler(), norms, session.last)
 
     def _add(self, watched: Watched) -> None:
         self._streams[watched.id] = watched

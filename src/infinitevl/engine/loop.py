@@ -14,9 +14,9 @@ from infinitevl.engine.answers import Answers
 from infinitevl.engine.records import Answer, Frame, Watched, tell
 from infinitevl.engine.runner import Runner
 from infinitevl.engine.saving import Saver
-from infinitevl.engine.scheduler import Scheduler, Step
+from infinitevl.engine.scheduler import Line, Scheduler, Step
 from infinitevl.engine.store import Store
-from infinitevl.engine.types import Budget, FrameResult, Observe
+from infinitevl.engine.types import Budget, FrameResult, Observe, Result
 from infinitevl.errors import InfiniteVLError, Overloaded, StorageError
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class Loop:
                 self.runner.pool.fetch(watched.seat)
                 found.append((watched, frame))
             except InfiniteVLError as error:
-                tell(frame.told, FrameResult("refused", frame.time, monotonic() - frame.arrived, str(error)))
+                _told(line, frame, "refused", str(error))
         return found
 
     def _watch(self, batch: list[tuple[Watched, Frame]]) -> None:
@@ -171,8 +171,8 @@ class Loop:
             self.runner.watch([w.seat for w in streams], [w.session for w in streams], pixels, times)
         except Exception:  # none of it was written: these frames are lost, their streams go on
             log.exception("frames failed")
-            for _, frame in batch:
-                tell(frame.told, FrameResult("refused", frame.time, monotonic() - frame.arrived, "internal error"))
+            for watched, frame in batch:
+                _told(watched.line, frame, "refused", "internal error")
             return
         self._observe("frames", len(batch))
         self._observe("batch_frames", len(batch))
@@ -186,9 +186,15 @@ class Loop:
         if watched.norms.due():
             watched.norms.add(frame.time, self.runner.norms(watched.seat))
         self._observe("frame_lag", now - frame.arrived)
-        tell(frame.told, FrameResult("seen", frame.time, now - frame.arrived))
+        _told(watched.line, frame, "seen")
 
     def _lose_frames(self, watched: Watched) -> None:
         for frame, _ in watched.line.waiting:
             tell(frame.told, FrameResult("dropped", frame.time, monotonic() - frame.arrived))
         watched.line.waiting.clear()
+
+
+def _told(line: Line[Frame], frame: Frame, result: Result, message: str | None = None) -> None:
+    """Tell what became of a frame that was taken from its line."""
+    line.busy = False
+    tell(frame.told, FrameResult(result, frame.time, monotonic() - frame.arrived, message))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from infinitevl.engine.pool import Seat
@@ -34,12 +35,15 @@ class Frame:
 
 
 class Norms:
-    """The memory's norm over all of a stream's life: when there are too many times, every second one is kept."""
+    """The memory's norm over all of a stream's life: when there are too many times, every second one is kept.
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self.values: list[list[float]] = []
-        self._step, self._frames = 1, 0
+    One table, float64 [times, 1 + layers], made at once: lists of numbers would grow for the first 512 frames.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self._table = np.zeros((MOST_NORMS, 1 + layers))
+        self._count, self._step, self._frames = 0, 1, 0
+        self._lock = threading.Lock()  # the engine's thread writes, any reads
 
     def due(self) -> bool:
         """Called after every frame: whether the norm is wanted."""
@@ -47,13 +51,17 @@ class Norms:
         return (self._frames - 1) % self._step == 0
 
     def add(self, at: float, values: list[float]) -> None:
-        self.times.append(at)
-        self.values.append(values)
-        if len(self.times) >= MOST_NORMS:
-            self.times, self.values, self._step = self.times[::2], self.values[::2], 2 * self._step
+        with self._lock:
+            self._table[self._count] = at, *values
+            self._count += 1
+            if self._count == MOST_NORMS:
+                self._count, self._step = MOST_NORMS // 2, 2 * self._step
+                self._table[: self._count] = self._table[::2].copy()
 
     def told(self, layers: list[int]) -> MemoryNorms:
-        return MemoryNorms(layers, list(self.times), list(self.values))
+        with self._lock:
+            kept = self._table[: self._count].copy()
+        return MemoryNorms(layers, kept[:, 0].tolist(), kept[:, 1:].tolist())
 
 
 @dataclass(eq=False)
@@ -68,6 +76,7 @@ class Watched:
     seat: Seat
     line: Line[Frame]
     sampler: Sampler | None
+    norms: Norms
     seen: float | None = None
     saved: tuple[int, float] | None = None
     dirty: bool = False
@@ -78,7 +87,6 @@ class Watched:
     opened: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
     recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=64))  # when served, lag
-    norms: Norms = field(default_factory=Norms)
 
     @property
     def place(self) -> Place:
@@ -98,7 +106,7 @@ class Watched:
         stats = self.session.stats
         return View(
             self.id, self.about, self.session.fps, self.session.max_pixels, self.place, stats.frames, stats.tokens,
-            stats.dropped, len(self.line.waiting), self.seen or 0.0, fps,
+            stats.dropped, self.line.unseen, self.seen or 0.0, fps,
             sum(lag for _, lag in recent) / len(recent) if recent else 0.0, state_bytes, self.saved,
         )  # fmt: skip
 

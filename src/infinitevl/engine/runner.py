@@ -10,8 +10,11 @@ from torch.nn.utils.rnn import pad_sequence
 from infinitevl.engine.pool import Pool, Seat
 from infinitevl.engine.prompt import MediaPrompt, Piece, TextPrompt
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.streaming.feeding import take_frames, take_text, take_tokens
+from infinitevl.model.transfer import to_device
+from infinitevl.streaming.feeding import encode_frames, take_frames, take_text, take_tokens
 from infinitevl.streaming.session import Session
+from infinitevl.streaming.speaking import Speaker
+from infinitevl.streaming.text import Sampling, choose
 
 CHUNK = 256  # tokens of a prompt that are put in at once: about a frame's
 
@@ -38,9 +41,8 @@ class Runner:
         """A frame for each of some streams. pixels: uint8 [B, h, w, 3] of a size that the model takes; times: on the
         streams' clocks. Opens the videos of streams in which none is open."""
         model = self.model
-        frames = pixels.to(model.device).repeat_interleave(model.processor.settings.temporal_patch_size, dim=0)
-        patches, (count, height, width) = model.processor.patches(frames, min_pixels=1, max_pixels=frames.numel())
-        features = model.encode(patches, ((count, height, width),)).unflatten(0, (count, -1))
+        height, width = (side // model.processor.settings.patch_size for side in pixels.shape[1:3])
+        features = encode_frames(model, pixels)
         before = [model.processor.encode(session.before_frame()) for session in sessions]
         starts = [time if text else session.start for time, text, session in zip(times, before, sessions, strict=True)]
         seconds = [[time - start] for time, start in zip(times, starts, strict=True)]
@@ -55,8 +57,8 @@ class Runner:
             session.stats.frames += 1
 
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Prefill]) -> list[Tensor | None]:
-        """The next tokens of some prompts; logits [vocabulary] after those that are whole now."""
+    def prefill(self, prompts: Sequence[Prefill], samplings: Sequence[Sampling]) -> list[int | None]:
+        """The next tokens of some prompts; the token chosen after those that are whole now."""
         with self.pool.working([prompt.seat for prompt in prompts]) as state:
             pieces = [self._piece(prompt, state.position[i]) for i, prompt in enumerate(prompts)]
             lengths = [len(piece.embeds) for piece in pieces]
@@ -68,15 +70,19 @@ class Runner:
             logits = take_tokens(self.model, state, embeds, places.permute(2, 0, 1), vision, lengths)
         for prompt, length in zip(prompts, lengths, strict=True):
             prompt.done += length
-        return [
-            row if prompt.done == prompt.prompt.length else None for row, prompt in zip(logits, prompts, strict=True)
-        ]
+        whole = [prompt.done == prompt.prompt.length for prompt in prompts]
+        if not any(whole):
+            return [None] * len(prompts)
+        chosen = choose(logits[whole], [sampling for sampling, ends in zip(samplings, whole, strict=True) if ends])
+        following = iter(chosen.tolist())
+        return [next(following) if ends else None for ends in whole]
 
     @torch.inference_mode()
-    def write(self, seats: Sequence[Seat], tokens: Sequence[int]) -> Tensor:
-        """A token for each of some answers; logits [B, vocabulary] after it."""
+    def write(self, seats: Sequence[Seat], tokens: Sequence[int], samplings: Sequence[Sampling]) -> list[int]:
+        """A token for each of some answers; the one chosen after it."""
         with self.pool.working(seats) as state:
-            return take_text(self.model, state, [[token] for token in tokens])
+            speaker = Speaker(self.model, state, samplings, ends=())
+            return speaker.go_on(to_device(torch.tensor(tokens), self.model.device)).tolist()
 
     @torch.inference_mode()
     def norms(self, seat: Seat) -> list[float]:

@@ -17,7 +17,8 @@ class Line(Generic[Item]):
     """The newest frames of one stream that wait for their turn.
 
     period: seconds between its frames; due: when the stream should have been served, which a newer frame that
-    takes an older one's place does not put off; held: an answer is being written into the stream.
+    takes an older one's place does not put off; held: an answer is being written into the stream; busy: a frame was
+    taken, and nothing was told of it yet.
     """
 
     name: Hashable
@@ -26,7 +27,13 @@ class Line(Generic[Item]):
     waiting: deque[tuple[Item, Hashable]] = field(default_factory=deque)
     due: float = 0.0
     held: bool = False
+    busy: bool = False
     turn: int = 0  # when it was last served, in steps
+
+    @property
+    def unseen(self) -> int:
+        """Frames that came and are not in memory yet."""
+        return len(self.waiting) + self.busy
 
     def add(self, item: Item, kind: Hashable, now: float) -> Item | None:
         """Let a frame wait; the one that had to go, if any. kind: frames of one kind can be computed together."""
@@ -38,7 +45,7 @@ class Line(Generic[Item]):
     def take(self, now: float, turn: int) -> Item:
         """The oldest frame."""
         item, _ = self.waiting.popleft()
-        self.due, self.turn = now + self.period, turn
+        self.due, self.turn, self.busy = now + self.period, turn, True
         return item
 
 

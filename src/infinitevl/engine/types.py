@@ -73,8 +73,9 @@ class Answered:
 
 @dataclass(frozen=True)
 class View:
-    """How a stream is doing. seconds: its clock; fps, lag (seconds): of the last seconds; saved: frames in memory
-    when it was last written to the store, and when (Unix time)."""
+    """How a stream is doing. waiting: frames that came and are not in memory yet; seconds: its clock; fps, lag
+    (seconds): of the last seconds; saved: frames in memory when it was last written to the store, and when (Unix
+    time)."""
 
     id: str
     about: dict[str, Any]

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.processing import IM_END, IM_START, SYSTEM, VISION_END, VISION_START
 from infinitevl.model.state import AttentionState, DeltaState, State
-from infinitevl.streaming.feeding import take_frames, take_text
-from infinitevl.video.preprocess import to_patches
+from infinitevl.streaming.feeding import encode_frames, take_frames, take_text
+from infinitevl.streaming.speaking import Speaker
+from infinitevl.streaming.text import Sampling
 
 
 class Lockstep:
@@ -36,8 +37,8 @@ class Lockstep:
             opening = model.processor.encode(f"{SYSTEM}{IM_START}user\n{VISION_START}")
             take_text(model, state, [opening] * state.batch_size)
             state.open_video()
-        patches, (_, height, width) = to_patches(frames.to(model.device).flatten(0, 1).repeat_interleave(2, dim=0))
-        features = model.encode(patches, ((len(frames) * count, height, width),)).unflatten(0, (len(frames), -1))
+        height, width = (side // model.processor.settings.patch_size for side in frames.shape[2:4])
+        features = encode_frames(model, frames.flatten(0, 1)).unflatten(0, (len(frames), count)).flatten(1, 2)
         features = features if rows is None else features[torch.tensor(rows, device=model.device)]
         seconds = [(self.frames + i) / self.fps for i in range(count)]
         take_frames(model, state, features, (height, width), [seconds] * state.batch_size)
@@ -56,8 +57,10 @@ class Lockstep:
         opening = processor.encode(VISION_END if self.frames else f"{SYSTEM}{IM_START}user\n")
         closing = processor.encode(f"{IM_END}\n{IM_START}assistant\n")
         rows = [[*opening, *processor.encode(question.strip(), special=False), *closing] for question in questions]
+        speaker = Speaker(self.model, self.state, [Sampling()] * len(rows), self.model.end_tokens())
+        first = speaker.first(take_text(self.model, self.state, rows))
         return processor.tokenizer.batch_decode(
-            self._decode(take_text(self.model, self.state, rows), max_new_tokens), skip_special_tokens=True
+            self._written(first, speaker, max_new_tokens), skip_special_tokens=True
         )
 
     @torch.inference_mode()
@@ -93,20 +96,18 @@ class Lockstep:
         """See `State.memory_norm`."""
         return self.state.memory_norm()
 
-    def _decode(self, logits: Tensor, limit: int) -> list[list[int]]:
-        """The tokens of every row, without the one that ended it. A row that has ended is fed no more."""
+    def _written(self, tokens: Tensor, speaker: Speaker, limit: int) -> list[list[int]]:
+        """The tokens of every row, without the one that ended it. tokens: [B], the first ones."""
         ends = self.model.end_tokens()
-        going = [True] * len(logits)
-        rows: list[list[int]] = [[] for _ in range(len(logits))]
+        rows: list[list[int]] = [[] for _ in range(len(tokens))]
         for _ in range(limit):
-            tokens = logits.argmax(-1).tolist()
-            going = [more and token not in ends for more, token in zip(going, tokens, strict=True)]
+            chosen = tokens.tolist()
+            going = [token not in ends for token in chosen]
             if not any(going):
                 break
-            fed = [[token] if more else [] for token, more in zip(tokens, going, strict=True)]
-            for row, token in zip(rows, fed, strict=True):
-                row += token
-            logits = take_text(self.model, self.state, fed)
+            for row, token, more in zip(rows, chosen, going, strict=True):
+                row += [token] if more else []
+            tokens = speaker.go_on(tokens)
         return rows
 
 

@@ -69,6 +69,7 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
         self.model = InfiniteVLModel(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.processor: Any = None
+        self.graphs: Any = None  # those of `model.graphs`, once there are some
         self.post_init()
 
     @classmethod

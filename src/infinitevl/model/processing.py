@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 
 from infinitevl.errors import InfiniteVLError
 from infinitevl.video.media import load_image, load_video
-from infinitevl.video.preprocess import CLIP_MEAN, CLIP_STD, preprocess
+from infinitevl.video.preprocess import CLIP_MEAN, CLIP_STD, preprocess, to_patches
 
 SETTINGS_FILE = "preprocessor_config.json"
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
@@ -217,6 +217,19 @@ class InfiniteVLProcessor(ProcessorMixin):
             mean=s.image_mean,
             std=s.image_std,
         )
+
+    def frame_patches(self, frames: Tensor) -> Tensor:
+        """uint8 [N, h, w, 3] of a size that the model takes -> patches [N * h * w, 1176], each frame a picture."""
+        s = self.settings
+        repeated = frames.repeat_interleave(s.temporal_patch_size, dim=0)
+        return to_patches(
+            repeated,
+            patch_size=s.patch_size,
+            merge_size=s.merge_size,
+            temporal_patch_size=s.temporal_patch_size,
+            mean=s.image_mean,
+            std=s.image_std,
+        )[0]
 
     def _expanded(self, rows: list[list[int]], images: list[Any], videos: list[Any]) -> list[list[int]]:
         """Repeat each image or video mark once per token that its grid makes."""

@@ -6,15 +6,19 @@ p is. (The float32 product p f is off by 0.06 rad at a million tokens.)
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from infinitevl.ops.rows import rotate
+
+__all__ = ["frequencies", "rotary_table", "rotate"]
+
 HALF = 1 << 16
 
 
-@lru_cache(maxsize=16)
+@cache  # for ever: graphs read it
 def frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
     """[head_dim / 2] float32: theta^(-2i / head_dim), rounded as Qwen2.5-VL rounds it."""
     with torch.inference_mode(False):
@@ -48,9 +52,3 @@ def _runs(values: list[int]) -> list[tuple[int, int]]:
         else:
             runs.append((value, 1))
     return runs
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [B, T, H, D] by the angles of cos and sin [B, T, 1, D / 2], pairing i with i + D / 2."""
-    first, second = x.to(cos.dtype).chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)

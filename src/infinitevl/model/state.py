@@ -9,9 +9,10 @@
 A full_attention layer keeps every token instead of a ring, so its part grows, by doubling.
 """
 
+import copy
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,19 @@ class State:
 
     def fork(self) -> "State":
         """An independent copy."""
-        return self._changed(Tensor.clone)
+        made = self._changed(torch.empty_like)
+        _copy(made.tensors().values(), self.tensors().values())
+        return made
+
+    def view(self) -> "State":
+        """Another one of the same tensors."""
+        return copy.copy(self)
+
+    def adopt(self, other: "State") -> None:
+        """Have the tensors of `other` in the place of one's own."""
+        self.layers = list(other.layers)
+        for name in self.COUNTERS:
+            setattr(self, name, getattr(other, name))
 
     def take(self, rows: Sequence[int]) -> "State":
         """Copies of some rows, a row as often as it is named."""
@@ -176,12 +189,12 @@ class State:
         """Copy tensors that fit, in place. Slots that hold no token may be more or fewer than here."""
         self.bound = bound
         self.reserve(0)
-        for name, tensor in self.tensors().items():
-            if tensor.shape == theirs[name].shape:
-                tensor.copy_(theirs[name])
-            else:
-                slots = min(tensor.shape[2], theirs[name].shape[2])
-                tensor[:, :, :slots].copy_(theirs[name][:, :, :slots])
+        mine = self.tensors()
+        same = [name for name in mine if mine[name].shape == theirs[name].shape]
+        _copy([mine[name] for name in same], [theirs[name] for name in same])
+        for name in mine.keys() - same:
+            slots = min(mine[name].shape[2], theirs[name].shape[2])
+            mine[name][:, :, :slots].copy_(theirs[name][:, :, :slots])
 
     def reset(self, mask: Tensor | None = None) -> "State":
         """Forget everything, in place. mask: [B] bool, the rows to reset (None: all)."""
@@ -246,6 +259,12 @@ def _allocate(
     shape = (batch, config.num_key_value_heads, slots, config.head_dim)
     keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
     return AttentionState(keys, values, grows)
+
+
+@torch.no_grad()
+def _copy(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
+    """All at once: on a GPU in a few launches."""
+    torch._foreach_copy_(list(targets), list(sources))
 
 
 def _layer_tensors(layer: AttentionState | DeltaState) -> Iterator[tuple[str, Tensor]]:

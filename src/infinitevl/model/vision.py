@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from infinitevl import ops
 from infinitevl.model.configuration import InfiniteVLVisionConfig
 from infinitevl.model.layers import MLP, RMSNorm
 from infinitevl.model.positions import Grid
-from infinitevl.model.rope import rotate
 
 EPS, THETA = 1e-6, 10000.0
 
@@ -43,7 +43,7 @@ class Plan:
     """Everything about a grid that the forward pass needs, on its device.
 
     order: [patches] patches by window; restore: [patches / 4] merged patches back to raster order;
-    cos, sin: [patches, 1, head_dim / 2] float64, by window; windows, frames: who attends to whom.
+    cos, sin: [patches, 1, head_dim / 2] of `dtype`, by window; windows, frames: who attends to whom.
     """
 
     order: Tensor
@@ -55,8 +55,8 @@ class Plan:
 
 
 @lru_cache(maxsize=8)
-def plan(grid: Grid, window: int, merge: int, head_dim: int, device: torch.device) -> Plan:
-    """grid: patches; window: merged patches a side of an attention window; merge: patches a side of a merged one."""
+def plan(grid: Grid, window: int, merge: int, head_dim: int, device: torch.device, dtype: torch.dtype) -> Plan:
+    """grid, merge: in patches; window: merged patches a side of an attention window; dtype: of cos and sin."""
     cells = merge * merge
     with torch.inference_mode(False):
         orders, restores, angles, sizes, start = [], [], [], [], 0
@@ -73,8 +73,8 @@ def plan(grid: Grid, window: int, merge: int, head_dim: int, device: torch.devic
         return Plan(
             order=(units[:, None] * cells + torch.arange(cells, device=device)).flatten(),
             restore=torch.cat(restores),
-            cos=angle.cos(),
-            sin=angle.sin(),
+            cos=angle.cos().to(dtype),
+            sin=angle.sin().to(dtype),
             windows=_partition(torch.cat(sizes) * cells, device),
             frames=_partition(torch.cat([torch.full((t,), h * w) for t, h, w in grid]), device),
         )
@@ -119,8 +119,7 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, partition: Partition) -> Tensor:
         """x: [patches, hidden]; every patch attends to those of its group."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k, v = ops.rotate_heads(self.qkv(x).unflatten(-1, (3, self.heads, -1)), cos, sin)
         q, k, v = (partition.split(y).transpose(1, 2) for y in (q, k, v))
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=partition.mask)
         return self.proj(partition.join(o.transpose(1, 2)).flatten(1))
@@ -182,15 +181,15 @@ class VisionTower(nn.Module):
         if any(t < 1 or h < merge or w < merge or h % merge or w % merge for t, h, w in grid):
             raise ValueError(f"grid {grid}: height and width must be multiples of {merge} patches")
         window = self.config.window_size // merge // self.config.patch_size
-        return plan(grid, window, merge, self.config.hidden_size // self.config.num_heads, device)
+        exact = self.patch_embed.proj.weight.dtype == torch.float64
+        dtype = torch.float64 if exact else torch.float32
+        return plan(grid, window, merge, self.config.hidden_size // self.config.num_heads, device, dtype)
 
     def forward(self, patches: Tensor, plan: Plan) -> Tensor:
         """patches: [patches, channels * temporal * 14 * 14], images and videos one after the other.
         Returns [patches / 4, out_hidden_size] in the same order."""
         x = self.patch_embed(patches)[plan.order]
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        cos, sin = plan.cos.to(wide), plan.sin.to(wide)
         for i, block in enumerate(self.blocks):
             full = i in self.config.fullatt_block_indexes
-            x = block(x, cos, sin, plan.frames if full else plan.windows)
+            x = block(x, plan.cos, plan.sin, plan.frames if full else plan.windows)
         return self.merger(x)[plan.restore]

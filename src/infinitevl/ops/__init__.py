@@ -2,7 +2,7 @@
 
 Every operation has a readable twin in `reference` (token by token, any floating dtype) and an `eager` PyTorch
 version (chunked, differentiable, any device) with exactly the same signature, and some have a `triton` one, or one
-by flash-linear-attention (`fla`), loaded when it is asked for. `implementation` is the only place that chooses.
+by flash-linear-attention (`fla`), loaded when it is needed. `implementation` is the only place that chooses.
 
 Shapes: B rows, T tokens, H heads, K key and V value width per head, C channels, D head width, G key/value heads.
 
@@ -15,10 +15,12 @@ seq_idx: [B, T] integer or None. Sequences packed in a row are numbered, tokens 
 backend: "reference", "eager", "triton", "fla", or None to choose by device, or what `using` prefers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -42,16 +44,52 @@ def using(backend: str) -> Iterator[None]:
         _preferred.reset(token)
 
 
-def implementation(op: str, device: torch.device, backend: str | None = None):
-    """The function that computes `op` on `device`. Raises ValueError for a backend that does not exist or lacks it."""
-    preferred = _preferred.get()
-    if backend is None and preferred is not None and hasattr(_module(preferred), op):
-        backend = preferred
-    name = backend or "eager"
-    function = getattr(_module(name), op, None)
+def preferred() -> str | None:
+    """What `using` prefers here."""
+    return _preferred.get()
+
+
+def implementation(op: str, device: torch.device, backend: str | None = None) -> Callable:
+    """The function that computes `op` on `device`. Raises ValueError for a backend that does not exist or lacks it.
+
+    Where neither the call nor `using` names one: on a GPU the Triton kernels, where there is one for the op and it
+    takes the inputs, else eager; and eager where torch.compile is at work, which makes kernels of its own.
+    """
+    name = backend or preferred()
+    if backend is None and name is not None and not hasattr(_module(name), op):
+        name = None
+    if name is None:
+        by_kernels = device.type == "cuda" and not torch.compiler.is_compiling() and _has_triton()
+        return _fastest(op) if by_kernels else _function(op, "eager")
+    return _function(op, name)
+
+
+def _function(op: str, backend: str) -> Callable:
+    function = getattr(_module(backend), op, None)
     if function is None:
-        raise ValueError(f"backend {name!r} has no {op}")
+        raise ValueError(f"backend {backend!r} has no {op}")
     return function
+
+
+@cache
+def _fastest(op: str) -> Callable:
+    """The kernel for what it takes: it raises NotImplementedError, by shapes and dtypes alone, before it begins."""
+    kernel, eager = getattr(_module("triton"), op, None), _function(op, "eager")
+    if kernel is None:
+        return eager
+
+    def run(*args, **options):
+        try:
+            return kernel(*args, **options)
+        except NotImplementedError:
+            return eager(*args, **options)
+
+    return run
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def _module(backend: str):
@@ -151,6 +189,15 @@ def write_ring(
     """
     run = implementation("write_ring", k.device, backend)
     run(ring_k, ring_v, k, v, count, sinks=sinks, lengths=lengths)
+
+
+def rotate_heads(
+    qkv: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [T, H, D] of qkv [T, 3, H, D]; queries and keys turned by the angles of cos and sin
+    [T, 1, D / 2], which pair i with i + D / 2. What is returned may lie in qkv, which is changed then.
+    """
+    return implementation("rotate_heads", qkv.device, backend)(qkv, cos, sin)
 
 
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:

@@ -150,6 +150,18 @@ def write_ring(
             ring_v[b, :, slot] = v[b, t]
 
 
+def rotate_heads(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pair by pair."""
+    turned = qkv.to(cos.dtype, copy=True)
+    for i in range(half := qkv.shape[-1] // 2):
+        for part in (0, 1):
+            x, y = qkv[:, part, :, i], qkv[:, part, :, i + half]
+            turned[:, part, :, i] = x * cos[..., i] - y * sin[..., i]
+            turned[:, part, :, i + half] = y * cos[..., i] + x * sin[..., i]
+    q, k, v = turned.to(qkv.dtype).unbind(1)
+    return q, k, v
+
+
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.to(work_dtype(x))
     scale = torch.sqrt((wide * wide).mean(-1, keepdim=True) + eps)

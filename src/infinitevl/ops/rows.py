@@ -1,4 +1,4 @@
-"""Rows of a batch: which tokens are real, and which sequence a token belongs to."""
+"""Rows of a batch: which tokens are real, which sequence a token belongs to, how a token is turned to its place."""
 
 import torch
 from torch import Tensor
@@ -25,3 +25,9 @@ def extend_sequence(seq_idx: Tensor, lengths: Tensor | None) -> Tensor:
         return seq_idx
     last = seq_idx.gather(1, last_rows(lengths)[:, None])
     return torch.where(valid_rows(lengths, seq_idx.shape[1]), seq_idx, last)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [B, T, H, D] by the angles of cos and sin [B, T, 1, D / 2], pairing i with i + D / 2."""
+    first, second = x.to(cos.dtype).chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)

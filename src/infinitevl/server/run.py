@@ -1,6 +1,7 @@
 """An engine, an app and uvicorn around them, until a signal."""
 
 import socket
+from functools import partial
 
 import uvicorn
 
@@ -11,6 +12,7 @@ from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.server.app import create_app
 from infinitevl.server.hub import Hub
 from infinitevl.server.metrics import Metrics
+from infinitevl.server.patience import Patient
 from infinitevl.server.settings import Settings
 
 GRACE = 10  # seconds for clients to take the end of what they get
@@ -26,8 +28,9 @@ class Running:
         self.uvicorn = Server(
             self.app.state.hub,
             uvicorn.Config(
-                self.app, log_level="warning", access_log=False, http="h11", ws="websockets-sansio", loop="asyncio",
-                lifespan="on", ws_max_size=settings.max_body, ws_per_message_deflate=False, server_header=False,
+                self.app, log_level="warning", access_log=False, loop="asyncio", lifespan="on",
+                http=partial(Patient, settings.head_timeout), ws="websockets-sansio",  # pyright: ignore
+                ws_max_size=settings.max_body, ws_per_message_deflate=False, server_header=False,
                 timeout_graceful_shutdown=GRACE, proxy_headers=False,
             ),
         )  # fmt: skip

@@ -27,6 +27,7 @@ class Settings:
     max_upload: int = 2**30
     max_tokens: int = 4096
     watches: int = 16
+    head_timeout: float = 20.0  # of a request
     body_timeout: float = 60.0
     source_timeout: float = 10.0
     source_retry: tuple[float, float] = (1.0, 30.0)  # between two tries: at first, and at most

@@ -1,14 +1,37 @@
-"""Putting tokens and frames into the rows of a state: what a stream, many in step and the engine do alike."""
+"""Putting tokens and frames into the rows of a state: what a stream, many in step and the engine do alike.
 
-from collections.abc import Sequence
+Nothing here waits for the device, so the host can be ahead of it; on a GPU all of it replays from CUDA graphs.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from infinitevl.model.graphs import replays, run
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.positions import grid_positions, tick
 from infinitevl.model.state import State
+from infinitevl.model.transfer import to_device
+
+PIECES = (1, 8, 16, 32, 64, 128, 256)  # lengths of the pieces that text is put in by where graphs replay it
+
+
+def encode_frames(model: InfiniteVLForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """uint8 frames [N, h, w, 3] of a size that the model takes to features [N, tokens, hidden].
+
+    Pictures of their own, each in a temporal patch of its own. The next frames of this size may overwrite what is
+    returned.
+    """
+    settings, (count, height, width, _) = model.processor.settings, pixels.shape
+    size = settings.patch_size
+    plan = model.model.visual.plan(((count, height // size, width // size),), model.device)
+
+    def encode(_: None, pixels: Tensor) -> Tensor:
+        return model.model.visual(model.processor.frame_patches(pixels), plan).unflatten(0, (count, -1))
+
+    return run(model, "frames", encode, to_device(pixels, model.device))
 
 
 def take_frames(
@@ -24,12 +47,24 @@ def take_frames(
     seconds: [B][n], of each frame, since its open video's first one.
     """
     vision = model.config.vision_config
-    merge, rate = vision.spatial_merge_size, vision.tokens_per_second
-    height, width = size[0] // merge, size[1] // merge
-    offsets = [grid_positions([tick(time, rate) for time in row], height, width) for row in seconds]
-    positions = state.base[None, :, None] + torch.stack(offsets, dim=1).to(model.device)
-    is_vision = torch.ones(positions.shape[1:], dtype=torch.bool, device=model.device)
-    model.model.language_model(features, positions, is_vision, state=state)
+    height, width = (side // vision.spatial_merge_size for side in size)
+    ticks = torch.tensor([[tick(time, vision.tokens_per_second) for time in row] for row in seconds])
+    cells = _cells(height, width, model.device)
+
+    def take(state: State, features: Tensor, ticks: Tensor) -> None:
+        offsets = torch.stack([ticks[:, :, None].expand(-1, -1, height * width), *cells.expand(2, *ticks.shape, -1)])
+        where = state.base[None, :, None] + offsets.flatten(2)
+        is_vision = torch.ones(where.shape[1:], dtype=torch.bool, device=where.device)
+        model.model.language_model(features, where, is_vision, state=state)
+
+    run(model, ("take frames", height, width), take, features, to_device(ticks, model.device), state=state)
+
+
+@lru_cache(maxsize=64)
+def _cells(height: int, width: int, device: torch.device) -> Tensor:
+    """[2, 1, 1, height * width] int64: row and column of every merged patch."""
+    with torch.inference_mode(False):
+        return grid_positions([0], height, width)[1:, None, None].to(device)
 
 
 def take_text(model: InfiniteVLForConditionalGeneration, state: State, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -37,11 +72,11 @@ def take_text(model: InfiniteVLForConditionalGeneration, state: State, rows: Seq
 
     Returns logits [B, vocabulary] after each row's last token (of a row with none: anything).
     """
-    ids = pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True).to(model.device)
-    positions = state.position[:, None] + torch.arange(ids.shape[1], device=model.device)
-    vision = torch.zeros(ids.shape, dtype=torch.bool, device=model.device)
-    embeds = model.get_input_embeddings()(ids)
-    return take_tokens(model, state, embeds, positions.expand(3, -1, -1), vision, [len(row) for row in rows])
+    lengths = [len(row) for row in rows]
+    ids = torch.zeros(len(rows), max(lengths), dtype=torch.int64)
+    for row, tokens in zip(ids, rows, strict=True):
+        row[: len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+    return _in_pieces(model, state, put_text, (ids,), lengths)
 
 
 def take_tokens(
@@ -56,8 +91,63 @@ def take_tokens(
 
     vision: [B, T] bool, True at tokens of images and videos.
     """
-    real = torch.tensor(lengths, device=model.device)
-    ragged = min(lengths) < embeds.shape[1]
-    x = model.model.language_model(embeds, positions, vision, real if ragged else None, state=state)
-    last = x[torch.arange(len(x), device=x.device), (real - 1).clamp(min=0)]
-    return model.lm_head(last)
+    return _in_pieces(model, state, _put_tokens, (embeds, positions.permute(1, 2, 0), vision), lengths)
+
+
+def _in_pieces(
+    model: InfiniteVLForConditionalGeneration,
+    state: State,
+    put: Callable[..., Tensor],
+    inputs: tuple[Tensor, ...],
+    lengths: Sequence[int],
+) -> Tensor:
+    """`put` all that `inputs` [B, T, ...] hold; where graphs replay it, in pieces of the lengths that they know."""
+    total, real = inputs[0].shape[1], torch.tensor(lengths)
+    longest = PIECES[-1] if replays(model, state) else total
+    logits: Tensor | None = None
+    for start in range(0, total, longest):
+        piece = piece_of(min(longest, total - start)) if replays(model, state) else total
+        parts = [to_device(_padded(x[:, start : start + piece], piece), model.device) for x in inputs]
+        here = (real - start).clamp(0, piece)
+        ragged = bool((here < piece).any())
+        key, extra = (put.__name__, ragged), [to_device(here, model.device)] if ragged else []
+        found = run(model, key, partial(put, model), *parts, *extra, state=state)
+        ends = to_device(real > start, model.device)[:, None]
+        logits = found.clone() if logits is None else torch.where(ends, found, logits)
+    assert logits is not None
+    return logits
+
+
+def piece_of(length: int) -> int:
+    """The shortest of PIECES that holds so many tokens."""
+    return next(piece for piece in PIECES if piece >= length)
+
+
+def _padded(x: Tensor, length: int) -> Tensor:
+    """[B, T, ...] -> [B, length, ...], zeros behind."""
+    missing = length - x.shape[1]
+    return x if not missing else torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], dim=1)
+
+
+def put_text(model: InfiniteVLForConditionalGeneration, state: State, ids: Tensor, lengths: Tensor | None = None):
+    """ids [B, T] of text, lengths [B] -> logits [B, vocabulary]."""
+    where = state.position[:, None] + torch.arange(ids.shape[1], device=ids.device)
+    vision = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
+    embeds = model.get_input_embeddings()(ids)
+    return _put_tokens(model, state, embeds, where[..., None].expand(-1, -1, 3), vision, lengths)
+
+
+def _put_tokens(
+    model: InfiniteVLForConditionalGeneration,
+    state: State,
+    embeds: Tensor,
+    positions: Tensor,
+    vision: Tensor,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """embeds [B, T, hidden] at positions [B, T, 3], lengths [B] -> logits [B, vocabulary]."""
+    x = model.model.language_model(embeds, positions.permute(2, 0, 1), vision, lengths, state=state)
+    if lengths is None:
+        return model.lm_head(x[:, -1])
+    last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[-1])
+    return model.lm_head(x.gather(1, last)[:, 0])

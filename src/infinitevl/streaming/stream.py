@@ -14,9 +14,11 @@ from torch import Tensor
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.state import State
-from infinitevl.streaming.feeding import take_frames, take_text
+from infinitevl.streaming.feeding import encode_frames, take_frames, take_text, to_device
 from infinitevl.streaming.session import MIN_PIXELS, Session, Stats
+from infinitevl.streaming.speaking import Speaker
 from infinitevl.streaming.text import Sampling, TextPieces, Writer, decode
+from infinitevl.video.preprocess import resize
 
 
 class Stream:
@@ -138,22 +140,30 @@ class Stream:
             self.session.phase, self.session.start = "video", at
 
     def _take(self, pixels: Tensor, at: float) -> None:
-        model, session = self.model, self.session
-        patches, grid = model.processor.patches(
-            pixels[None].to(model.device), min_pixels=session.min_pixels, max_pixels=session.max_pixels
+        model, session, settings = self.model, self.session, self.model.processor.settings
+        frames = resize(
+            to_device(pixels[None], model.device),
+            factor=settings.patch_size * settings.merge_size,
+            min_pixels=session.min_pixels,
+            max_pixels=session.max_pixels,
         )
-        features = model.encode(patches, (grid,))[None]
-        take_frames(model, self.state, features, grid[1:], [[at - session.start]])
+        features = encode_frames(model, frames)
+        size = frames.shape[1] // settings.patch_size, frames.shape[2] // settings.patch_size
+        take_frames(model, self.state, features, size, [[at - session.start]])
         session.stats.tokens += features.shape[1]
 
     def _answer(self, asked: list[int], writer: Writer) -> Generator[str]:
         """Write the question, then the answer, into this stream's own state."""
         logits = self._feed(asked)
         self.session.phase = "answered"
-        yield from decode(logits, self._feed, writer)
+        speaker = Speaker(self.model, self.state, [writer.sampling], writer.ends)
+        try:
+            yield from decode(speaker.first(logits), speaker.go_on, writer)
+        finally:
+            self.session.stats.tokens += writer.tokens
 
     @torch.inference_mode()
     def _feed(self, tokens: list[int]) -> Tensor:
-        """Put text into the state; logits [vocabulary] after it."""
+        """Put text into the state; logits [1, vocabulary] after it."""
         self.session.stats.tokens += len(tokens)
-        return take_text(self.model, self.state, [tokens])[0]
+        return take_text(self.model, self.state, [tokens])

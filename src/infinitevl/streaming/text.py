@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from infinitevl.errors import InfiniteVLError
+from infinitevl.model.transfer import fetch, to_device
 
 
 class Sampling:
@@ -22,15 +23,12 @@ class Sampling:
 
     def choose(self, logits: Tensor) -> int:
         """logits: [vocabulary] -> a token id."""
-        if self.temperature == 0:
-            return int(logits.argmax())
-        logits = logits.float() - logits.max()  # at most 0, so that no temperature makes them overflow
-        probability = torch.softmax(logits / self.temperature, dim=-1)
-        if self.top_p < 1:
-            ordered, order = probability.sort(descending=True)
-            beyond = ordered.cumsum(-1) - ordered >= self.top_p
-            probability = probability.index_fill(0, order[beyond], 0)
-        return int(torch.multinomial(probability, 1, generator=self._random(logits.device)))
+        return int(choose(logits[None], [self]))
+
+    def noise(self, width: int, device: torch.device) -> Tensor:
+        """[width] float32, exponentially distributed: what the next choice among so many tokens depends on."""
+        noise = torch.empty(width, device=device)
+        return noise.exponential_(generator=self._random(device)) if self.temperature else noise.fill_(1)
 
     def _random(self, device: torch.device) -> torch.Generator:
         if self._generator is None:
@@ -39,8 +37,42 @@ class Sampling:
         return self._generator
 
 
+def choose(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+    """The next token of every row, on the device: logits [B, vocabulary] -> [B] int64."""
+    return pick(logits, *draws(samplings, logits.shape[-1], logits.device))
+
+
+def draws(samplings: Sequence[Sampling], width: int, device: torch.device) -> tuple[Tensor, ...]:
+    """What `pick` needs besides logits [B, width] to choose for rows: nothing where all are greedy."""
+    if all(sampling.temperature == 0 for sampling in samplings):
+        return ()
+    noise = torch.stack([sampling.noise(width, device) for sampling in samplings])
+    values = [[sampling.temperature, sampling.top_p] for sampling in samplings]
+    temperature, top_p = to_device(torch.tensor(values), device).T
+    return (noise, temperature) if all(sampling.top_p == 1 for sampling in samplings) else (noise, temperature, top_p)
+
+
+def pick(
+    logits: Tensor, noise: Tensor | None = None, temperature: Tensor | None = None, top_p: Tensor | None = None
+) -> Tensor:
+    """logits, noise: [B, vocabulary]; temperature, top_p: [B] -> tokens [B]; a row of temperature 0 is greedy.
+
+    The largest of p / noise is token i with probability p_i, as torch.multinomial has it.
+    """
+    greedy = logits.argmax(-1)
+    if noise is None or temperature is None:
+        return greedy
+    logits = logits.float() - logits.amax(-1, keepdim=True)  # at most 0, so that no temperature makes them overflow
+    probability = torch.softmax(logits / torch.where(temperature > 0, temperature, 1)[:, None], dim=-1)
+    if top_p is not None:
+        ordered, order = probability.sort(dim=-1, descending=True)
+        within = ordered.cumsum(-1) - ordered < top_p[:, None]
+        probability = torch.zeros_like(probability).scatter(1, order, ordered * within)
+    return torch.where(temperature > 0, (probability / noise).argmax(-1), greedy)
+
+
 class Writer:
-    """Writes one answer: chooses tokens, turns them into text, knows when it ends.
+    """Writes one answer: turns tokens into text, knows when it ends.
 
     It ends at a token of `ends`, at a stop string, or after `limit` tokens. tokens: chosen so far; reason: why it
     ended, "stop" or "length", None before.
@@ -53,9 +85,8 @@ class Writer:
         self.tokens = 0
         self.reason: Literal["stop", "length"] | None = None
 
-    def write(self, logits: Tensor) -> tuple[int | None, str]:
-        """logits: [vocabulary] -> the next token, to be fed to the model, None at the end's own; text it completes."""
-        token = self.sampling.choose(logits)
+    def write(self, token: int) -> tuple[int | None, str]:
+        """The token that was chosen -> the token to be fed to the model, None at the end's own; text it completes."""
         if token in self.ends:
             self.reason = "stop"
             return None, self.pieces.flush()
@@ -69,19 +100,23 @@ class Writer:
         return token, text
 
 
-def decode(logits: Tensor, feed: Callable[[list[int]], Tensor], writer: Writer) -> Iterator[str]:
-    """The text as it comes. logits: [vocabulary] after the question; `feed` gives them after more tokens.
+def decode(token: Tensor, go_on: Callable[[Tensor], Tensor], writer: Writer) -> Iterator[str]:
+    """The text as it comes. token: [1], the first one, on the model's device; `go_on` feeds one and gives the next.
 
-    Every token that was chosen has been fed when this ends, even when it is closed early.
+    Every token that was chosen has been fed when this ends, even when it is closed early. On a GPU a token is fed
+    before the host has read it, so that the device need not wait; `go_on` leaves the state alone at one of the ends.
     """
     while writer.reason is None:
-        token, text = writer.write(logits)
+        read, following = fetch(token), go_on(token) if token.is_cuda else None
+        fed, text = writer.write(read()[0])
         try:
             if text:
                 yield text
         finally:
-            if token is not None:
-                logits = feed([token])
+            if following is None and fed is not None:
+                following = go_on(token)
+        if following is not None:
+            token = following
 
 
 class TextPieces:

@@ -3,11 +3,11 @@
 import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -26,8 +26,8 @@ from infinitevl.data.packing import Batch
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.train.adapters import add_adapters
+from infinitevl.train.compiled import compiled_blocks
 from infinitevl.train.curves import draw
-from infinitevl.train.graphs import graphed_layers
 from infinitevl.train.keeping import (
     CHECKPOINT,
     CURVES,
@@ -49,6 +49,7 @@ LOGGERS = ("tensorboard", "wandb")  # those that are installed are told
 REMEMBERED = 100  # losses that tell what is usual
 EXPLODED = 20.0  # times the median of these, and
 ALWAYS_FINE = 10.0  # above what any start has: the loss of a good model may well jump from 0.01 to 0.3
+MANY = 400  # steps that save more than the minute that compiling takes
 
 UNSEEN = torch.zeros(1, 28, 28, 3, dtype=torch.uint8)  # a frame of no token of the batch
 
@@ -170,7 +171,7 @@ class _Run:
         self, stage: Stage, objective: Objective, out: Path, settings: Settings, accelerator: Accelerator
     ) -> None:
         self.stage, self.out, self.settings, self.accelerator = stage, out, settings, accelerator
-        self.student, self.count = objective.student, objective.count
+        self.student, self.teacher, self.count = objective.student, objective.teacher, objective.count
         found = optimizers(stage, self.student)
         self.shares = [share for _, share in found]
         prepared: Any = accelerator.prepare(objective, *(optimizer for optimizer, _ in found))
@@ -186,7 +187,7 @@ class _Run:
         if self.accelerator.is_main_process:
             forget_after(self.out / METRICS, self.step)
         path = self.out / METRICS if self.accelerator.is_main_process else Path(os.devnull)
-        with path.open("a") as metrics, _bar(self.accelerator.is_main_process) as bar:
+        with path.open("a", buffering=1) as metrics, _bar(self.accelerator.is_main_process) as bar:
             task = bar.add_task(self.stage.name, total=self.stage.steps, completed=self.step, told="")
             for point in self._points(data):
                 self.accelerator.log(asdict(point), step=point.step)
@@ -201,7 +202,8 @@ class _Run:
 
     def _points(self, data: Data) -> Iterator[Point]:
         many, left = self.stage.accumulate, self.stage.steps - self.step
-        with self._graphed(data.batches(self.step * many, self.state, self.settings.workers)) as batches:
+        batches = data.batches(self.step * many, self.state, self.settings.workers)
+        with self._compiled():
             began = perf_counter()
             for _ in range(left):
                 pairs = list(islice(batches, many))
@@ -212,17 +214,12 @@ class _Run:
                 point.tokens_per_second, began = (self.tokens - tokens) / (now - began), now
                 yield point
 
-    @contextmanager
-    def _graphed(self, batches: Iterator[tuple[Batch, Any]]) -> Iterator[Iterator[tuple[Batch, Any]]]:
-        """On one GPU the student's layers become CUDA graphs, in stages that run each layer once a step."""
-        alone = self.stage.accumulate == self.accelerator.num_processes == 1
-        once = alone and self.stage.loss != "layerwise" and not self.stage.checkpointing
-        first = next(batches, None) if once and self.accelerator.device.type == "cuda" else None
-        if first is None:
-            yield batches
-            return
-        with graphed_layers(self.student, first[0].to(self.accelerator.device)):
-            yield chain([first], batches)
+    def _compiled(self) -> AbstractContextManager[None]:
+        """Blocks are compiled on a GPU, where many steps pay for it, but not those that FSDP shards."""
+        pays = self.accelerator.device.type == "cuda" and self.stage.steps >= MANY
+        if not pays or self.accelerator.is_fsdp2:
+            return nullcontext()
+        return compiled_blocks(*(model for model in (self.student, self.teacher) if model is not None))
 
     def _step(self, batches: list[Batch]) -> Point:
         counts = [self.count(batch) for batch in batches]

@@ -41,11 +41,11 @@ class Recipe:
 # Weights are per episode: the share of the tokens, in percent, over the tokens of an episode (mean of 1,000).
 # Two cards come first: which value belongs to which key is learnt of two, hardly of many at once (docs/log.md).
 GLANCES = Part(25 / 159, frames=(1, 2), questions=12, groups=GLANCE)  # too short for cards
-CARDS = Part(10 / 193, frames=(2, 3), questions=8, groups=("describe", "read"), cards=1)
-MOVES = Part(20 / 404, frames=(6, 20), questions=16, groups=("move", "move", "all_ways", "describe"))
+CARDS = Part(20 / 193, frames=(2, 3), questions=8, groups=("describe", "read"), cards=1)
+MOVES = Part(18 / 404, frames=(6, 20), questions=16, groups=("move", "move", "all_ways", "describe"))
 PAIRS = Part(25 / 199, frames=(6, 10), questions=2, cards=2, at_end=True, during=(0.0, 0.4))
 BINDINGS = Part(25 / 466, frames=(8, 32), questions=MOST_CARDS, at_end=True, during=(0.4, 1.0))
-MIXED = Part(12 / 1431, frames=(24, 80), questions=32, groups=(*VISUAL, *MEMORY))
+MIXED = Part(8 / 1431, frames=(24, 80), questions=32, groups=(*VISUAL, *MEMORY))
 TESTS = Part(5 / 1031, frames=(12, 90), questions=MOST_CARDS, at_end=True)
 TEXT = Part(3 / 465, questions=16, groups=("text",))
 EVERYTHING = (GLANCES, CARDS, MOVES, PAIRS, BINDINGS, MIXED, TESTS, TEXT)

@@ -3,9 +3,16 @@
 from infinitevl.ops.eager.attention import window_attention, write_ring
 from infinitevl.ops.eager.convolution import short_convolution
 from infinitevl.ops.eager.delta_rule import gated_delta_rule
+from infinitevl.ops.eager.heads import rotate_heads
 from infinitevl.ops.eager.mixer import delta_mixer
 from infinitevl.ops.eager.norm import gated_rms_norm
 
 __all__ = [
-    "delta_mixer", "gated_delta_rule", "gated_rms_norm", "short_convolution", "window_attention", "write_ring",
-]  # fmt: skip
+    "delta_mixer",
+    "gated_delta_rule",
+    "gated_rms_norm",
+    "rotate_heads",
+    "short_convolution",
+    "window_attention",
+    "write_ring",
+]

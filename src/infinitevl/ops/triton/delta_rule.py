@@ -30,6 +30,7 @@ def unsupported(q: Tensor, v: Tensor, delta: bool = True) -> str | None:
     return None
 
 
+@torch.compiler.disable  # to trace the kernels would only take long
 def gated_delta_rule(
     q: Tensor,
     k: Tensor,
@@ -60,8 +61,9 @@ class _GatedDeltaRule(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_o, d_final):
-        q, _, _, g, beta, initial_state, *_ = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: under gradient checkpointing they are made for one reading
+        q, _, _, g, beta, initial_state, *_ = saved
         with torch.cuda.device_of(q):
-            d_q, d_k, d_v, d_g, d_beta, d_state = gradients(Inputs.of(*ctx.saved_tensors), d_o, d_final)
+            d_q, d_k, d_v, d_g, d_beta, d_state = gradients(Inputs.of(*saved), d_o, d_final)
         d_state = None if initial_state is None else d_state.to(initial_state.dtype)
         return d_q, d_k, d_v, d_g.to(g.dtype), d_beta.to(beta.dtype), d_state, None, None

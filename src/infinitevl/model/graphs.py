@@ -1,0 +1,183 @@
+"""CUDA graphs: what a model does with its state at every frame and token, captured once and replayed ever after.
+
+A graph reads and writes fixed addresses. Its inputs are copied into tensors of its own; the state that it changes is
+the one on a `Desk`, the only state of its batch size that graphs know. A state that is fed is put on the desk, which
+takes over its tensors; the one that lay there before, if anyone still holds it, gets tensors of its own. So a stream
+that is fed again and again is never copied, and one that takes turns with others is copied once a turn.
+
+Everywhere but on a GPU the same functions just run.
+"""
+
+import gc
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infinitevl import ops
+from infinitevl.model.state import AttentionState, State
+
+GRAPHS = 48  # that are kept; each holds its inputs, outputs and launches, all share their scratch memory
+WARMUPS = 2
+PLAIN = ("eager", "reference")  # backends that stand for themselves in comparisons, launches and all
+
+Function = Callable[..., Any]  # (state, *inputs) -> tensors or None
+
+
+def run(model: Any, key: Hashable, function: Function, *inputs: Tensor, state: State | None = None) -> Any:
+    """function(state, *inputs), replayed from a graph where the model is on a GPU.
+
+    key: of what `function` does besides its inputs' shapes and dtypes: equal keys stand for equal functions. It must
+    not wait for the device, nor take anything from the host but what the key names. What it returns is overwritten
+    when it runs again.
+    """
+    with torch.inference_mode():
+        if not replays(model, state):
+            return function(state, *inputs)
+        return graphs_of(model).run(model, key, function, inputs, state)
+
+
+def replays(model: Any, state: State | None = None) -> bool:
+    """Whether graphs serve this model here and now: states that grow move, and a graph inside another cannot be."""
+    if model.device.type != "cuda" or model.training or ops.preferred() in PLAIN:
+        return False
+    grows = state is not None and any(isinstance(layer, AttentionState) and layer.grows for layer in state.layers)
+    return not grows and not torch.cuda.is_current_stream_capturing()
+
+
+def graphs_of(model: Any) -> "Graphs":
+    if model.graphs is None:
+        model.graphs = Graphs()
+    return model.graphs
+
+
+class Desk:
+    """The tensors that graphs of one batch size work on, and whose state lies there."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state.view()
+        self._owner = weakref.ref(state)
+
+    def seat(self, state: State) -> None:
+        """From here on the tensors of `state` are the desk's, until another one is seated."""
+        owner = self._owner()
+        if owner is state:
+            return
+        if owner is not None:
+            owner.adopt(self.state.fork())
+        self.state.copy_(state)
+        state.adopt(self.state)
+        self._owner = weakref.ref(state)
+
+
+class Graph:
+    """One captured function. Its tensors stay where they are as long as it lives."""
+
+    def __init__(self, function: Function, inputs: tuple[Tensor, ...], state: State | None, pool: Any) -> None:
+        self._function = function  # and what it holds on to, which the graph reads
+        self.inputs = tuple(x.clone() for x in inputs)
+        self.graph = torch.cuda.CUDAGraph()
+        bound = state.bound if state is not None else 0
+        with _unchanged(state):
+            _warm_up(function, self.inputs, state)
+            with _no_collection(), torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+                self.outputs = function(state, *self.inputs)
+            self.tokens = (state.bound - bound) // (WARMUPS + 1) if state is not None else 0
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            if mine.data_ptr() != given.data_ptr():
+                mine.copy_(given, non_blocking=True)
+        self.graph.replay()
+        return self.outputs
+
+
+class Graphs:
+    """The graphs of a model, by what they do; the one that was not used for longest goes when there are too many."""
+
+    def __init__(self, limit: int = GRAPHS) -> None:
+        self.limit = limit
+        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
+        self._desks: dict[int, Desk] = {}
+        self._pool: Any = None
+        self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def __deepcopy__(self, memo: dict) -> "Graphs":
+        return Graphs(self.limit)
+
+    def __reduce__(self) -> tuple:
+        return Graphs, (self.limit,)
+
+    def run(
+        self, model: Any, key: Hashable, function: Function, inputs: tuple[Tensor, ...], state: State | None
+    ) -> Any:
+        batch = None if state is None else state.batch_size
+        shapes = tuple((x.shape, x.dtype) for x in inputs)
+        key = key, batch, shapes, ops.preferred(), model.lm_head.weight.data_ptr()
+        with self._lock, torch.cuda.device(model.device):
+            desk = None if state is None else self._seat(state)
+            graph = self._graphs.get(key) or self._capture(key, function, inputs, desk)
+            self._graphs.move_to_end(key)
+            if state is not None:
+                state.bound += graph.tokens
+            return graph(*inputs)
+
+    def _seat(self, state: State) -> Desk:
+        desk = self._desks.get(state.batch_size)
+        if desk is None:
+            desk = self._desks[state.batch_size] = Desk(state)
+        desk.seat(state)
+        return desk
+
+    def _capture(self, key: Hashable, function: Function, inputs: tuple[Tensor, ...], desk: Desk | None) -> Graph:
+        while len(self._graphs) >= self.limit:
+            self._graphs.popitem(last=False)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = Graph(function, inputs, desk.state if desk else None, self._pool)
+        self._graphs[key] = graph
+        return graph
+
+
+@contextmanager
+def _unchanged(state: State | None) -> Iterator[None]:
+    """What is done to `state` inside is undone."""
+    if state is None:
+        yield
+        return
+    before = state.fork()
+    try:
+        yield
+    finally:
+        state.copy_(before)
+
+
+def _warm_up(function: Function, inputs: tuple[Tensor, ...], state: State | None) -> None:
+    """Compile kernels and fill caches, on a stream that is not the usual one, as capturing asks for."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARMUPS):
+            function(state, *inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A graph or tensor that is collected while another is captured would end the capture."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

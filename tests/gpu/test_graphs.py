@@ -1,0 +1,114 @@
+"""Graphs against the same functions run step by step, at every frame of a stream from empty to three windows long."""
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import RELATIVE, assert_same_state, randomise
+from infinitevl import ops
+from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
+from infinitevl.model.random_model import random_model
+from infinitevl.streaming.stream import Stream
+
+WINDOW, FRAME = 48, (56, 84)
+FRAMES = 3 * WINDOW // 6 + 1
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    torch.manual_seed(0)
+    made = random_model(0, sliding_window=WINDOW)
+    randomise(made)
+    return made.cuda()
+
+
+def picture(seed: int, size: tuple[int, int] = FRAME) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def answer(stream: Stream, **options) -> str:
+    return "".join(stream.ask("What is it?", max_new_tokens=12, **options))
+
+
+def test_replays_are_the_steps(model: Model):
+    """Frames, questions, tokens; answers that are remembered, too."""
+    replayed, stepped = Stream(model, fps=None), Stream(model, fps=None)
+    for seed in range(FRAMES):
+        replayed.see(picture(seed))
+        with ops.using("eager"):
+            stepped.see(picture(seed))
+        assert_same_state(replayed.state, stepped.state, 100 * RELATIVE[torch.float32])
+        if seed % 5 == 0:
+            remember = seed % 10 == 0
+            found = answer(replayed, remember=remember)
+            with ops.using("eager"):
+                assert found == answer(stepped, remember=remember)
+            assert_same_state(replayed.state, stepped.state, 100 * RELATIVE[torch.float32])
+
+
+def test_streams_take_turns(model: Model):
+    """Each is what it would be alone."""
+    together, alone = [Stream(model, fps=None) for _ in range(3)], []
+    for seed in range(6):
+        for shift, stream in enumerate(together):
+            stream.see(picture(seed + 100 * shift))
+    for shift in range(3):
+        alone.append(Stream(model, fps=None))
+        for seed in range(6):
+            alone[-1].see(picture(seed + 100 * shift))
+    for mine, theirs in zip(together, alone, strict=True):
+        assert_same_state(mine.state, theirs.state)
+
+
+def test_sizes_have_graphs_of_their_own(model: Model):
+    stream, other = Stream(model, fps=None), Stream(model, fps=None)
+    for seed, size in enumerate([(56, 84), (84, 56), (112, 112), (56, 84)]):
+        stream.see(picture(seed, size))
+        with ops.using("eager"):
+            other.see(picture(seed, size))
+    assert_same_state(stream.state, other.state, 100 * RELATIVE[torch.float32])
+
+
+def test_graphs_are_bounded(model: Model):
+    model.graphs.limit, before = 3, model.graphs.limit
+    try:
+        stream, other = Stream(model, fps=None), Stream(model, fps=None)
+        for seed in range(3):
+            for size in [(56, 84), (84, 56), (112, 112)]:
+                stream.see(picture(seed, size))
+        assert len(model.graphs) <= 3
+        with ops.using("eager"):
+            for seed in range(3):
+                for size in [(56, 84), (84, 56), (112, 112)]:
+                    other.see(picture(seed, size))
+        assert_same_state(stream.state, other.state, 100 * RELATIVE[torch.float32])
+    finally:
+        model.graphs.limit = before
+
+
+def test_an_end_leaves_the_state_alone(model: Model):
+    """A remembered answer that ends by an end mark, which is fed before the host has read it."""
+    first, second = Stream(model, fps=None), Stream(model, fps=None)
+    for stream in (first, second):
+        stream.see(picture(1))
+    tokens = [token for token in model.processor.tokenizer.encode(answer(first)) if isinstance(token, int)]
+    end, old = tokens[min(3, len(tokens) - 1)], model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = [end, model.config.eos_token_id]
+    try:
+        found = answer(first, remember=True)
+        with ops.using("eager"):
+            assert found == answer(second, remember=True)
+        assert_same_state(first.state, second.state, 100 * RELATIVE[torch.float32])
+        assert first.stats.tokens == second.stats.tokens == int(first.state.count)
+    finally:
+        model.generation_config.eos_token_id = old
+
+
+def test_a_seed_is_an_answer(model: Model):
+    stream = Stream(model, fps=None)
+    stream.see(picture(1))
+    options = {"temperature": 1.0, "top_p": 0.9, "seed": 3}
+    found = answer(stream, **options)
+    with ops.using("eager"):
+        assert answer(stream, **options) == found
+    assert answer(stream, **options) == found
