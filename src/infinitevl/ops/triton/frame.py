@@ -39,6 +39,7 @@ from infinitevl.ops.triton.launch import launches
 from infinitevl.ops.triton.norm import norm_real_tokens
 
 SIZE: int = CHUNK.value
+TOKENS = 32  # that a program convolves
 PIECE = 8192  # tokens that are prepared before the memory is carried through them: it bounds the scratch memory
 
 
@@ -75,14 +76,14 @@ class _Prepared:
 
 def _prepare(x: DeltaInputs, w: DeltaWeights, tail: Tensor, slots: Tensor | None, lengths: Tensor | None) -> _Prepared:
     (batch, time, heads, width), value_width = x.q.shape, x.v.shape[-1]
-    chunks, tokens = triton.cdiv(time, SIZE), 16 if batch * time <= 1024 else 64
+    chunks = triton.cdiv(time, SIZE)
     q, k, v, a, p = (x.q.new_empty(batch, heads, chunks, SIZE, n) for n in (width, width, value_width, SIZE, SIZE))
     factors = x.q.new_empty(batch, heads, chunks, 4, SIZE, dtype=torch.float32)
     early, options = launches(q)
     with torch.cuda.device_of(q):
-        _convolve_kernel[heads * (2 + value_width // width), chunks * (SIZE // tokens), batch](
+        _convolve_kernel[heads * (2 + value_width // width), chunks * (SIZE // TOKENS), batch](
             *x[:3], *w[:3], tail, slots, lengths, q, k, v, time, *(y.stride(1) for y in x[:3]),
-            H=heads, K=width, V=value_width, TOKENS=tokens, EARLY=early, num_warps=4, **options,
+            H=heads, K=width, V=value_width, TOKENS=TOKENS, EARLY=early, num_warps=4, **options,
         )  # fmt: skip
         _products_kernel[2, chunks * heads, batch](
             q, k, *x[4:], *w[3:5], slots, lengths, a, p, factors, time, *(y.stride(1) for y in x[4:]),
