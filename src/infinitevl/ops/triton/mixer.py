@@ -1,4 +1,4 @@
-"""Between the projections of a Gated DeltaNet layer in Triton: one launch for a token, three for more."""
+"""Between the projections of a Gated DeltaNet layer in Triton: one launch for a token, four for more."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,17 @@ from infinitevl.ops.triton import delta_rule
 from infinitevl.ops.triton.frame import delta_frame
 from infinitevl.ops.triton.step import delta_step
 
+TAPS = 4
 
-def unsupported(x: DeltaInputs, rule: str = "gated_delta") -> str | None:
+
+def unsupported(x: DeltaInputs, weights: DeltaWeights, tail: Tensor, rule: str = "gated_delta") -> str | None:
     """Why these kernels cannot take such inputs; None where they can."""
     if torch.is_grad_enabled() and any(y.requires_grad for y in x):
         return "a gradient is asked for"
+    if {y.dtype for y in (*x[:4], tail)} != {x.q.dtype}:
+        return "q, k, v, gate and the tail are of several dtypes"
+    if weights.conv_q.shape[-1] != TAPS or x.v.shape[-1] % x.q.shape[-1]:
+        return f"convolutions of {TAPS} taps and values as wide as keys, or a multiple, are needed"
     return delta_rule.unsupported(x.q, x.v, rule == "gated_delta")
 
 
@@ -28,7 +34,7 @@ def delta_mixer(
     arrived: Tensor | None = None,
 ) -> Tensor:
     """Raises NotImplementedError for what is `unsupported`."""
-    reason = unsupported(x, rule)
+    reason = unsupported(x, weights, tail, rule)
     if reason:
         raise NotImplementedError(f"delta mixer in Triton: {reason}")
     _check(x, weights, memory, tail, slots, arrived)
@@ -42,11 +48,10 @@ def delta_mixer(
 def _check(x: DeltaInputs, weights: DeltaWeights, memory: Tensor, tail: Tensor, slots, arrived) -> None:
     """Raises ValueError where the kernels would read or write other places than they should."""
     (batch, _, heads, width), value_width = x.q.shape, x.v.shape[-1]
-    taps = weights.conv_q.shape[-1]
     if memory.shape[1:] != (heads, width, value_width) or memory.dtype != torch.float32:
         raise ValueError(f"a memory {tuple(memory.shape)} of {memory.dtype} for q {tuple(x.q.shape)}")
-    if tail.shape[1:] != (taps - 1, heads * (2 * width + value_width)):
-        raise ValueError(f"a tail {tuple(tail.shape)} for q {tuple(x.q.shape)} and {taps} taps")
+    if tail.shape[1:] != (TAPS - 1, heads * (2 * width + value_width)):
+        raise ValueError(f"a tail {tuple(tail.shape)} for q {tuple(x.q.shape)}")
     if len(memory) != len(tail) or (len(memory) < batch if slots is None else slots.shape != (batch,)):
         raise ValueError(f"memory and tail have {len(memory), len(tail)} places for {batch} rows with slots {slots}")
     if arrived is not None and (arrived.shape != memory.shape[:2] or arrived.dtype != torch.int32):

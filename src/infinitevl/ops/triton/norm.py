@@ -4,8 +4,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-ROWS = 4
+from infinitevl.ops.triton.launch import launches
+
+ROWS = 8  # of a program
 
 
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -32,18 +35,22 @@ def _launch(x: Tensor, gate: Tensor, weight: Tensor, eps: float, slots, lengths,
     """x, gate: [B, T, H, V], the tokens of all rows at one stride."""
     batch, time, heads, width = x.shape
     rows = batch * time * heads
+    early, options = launches(x)
     with torch.cuda.device_of(x):
         _norm_kernel[(triton.cdiv(rows, ROWS),)](
             x, gate, weight, slots, lengths, out, rows, time, heads, *x.stride()[1:3], *gate.stride()[1:3], eps,
-            V=width, BLOCK=triton.next_power_of_2(width), ROWS=ROWS,
+            V=width, BLOCK=triton.next_power_of_2(width), ROWS=ROWS, EARLY=early, **options,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows", "T"])
 def _norm_kernel(
     x, gate, weight, slots, lengths, out, rows, T, heads, x_n, x_h, gate_n, gate_h, eps,
-    V: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    V: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     row, column = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     n, h = row // heads, row % heads
     real = row < rows

@@ -11,12 +11,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from infinitevl.ops.mixing import DeltaInputs, DeltaWeights
 from infinitevl.ops.triton.chunk import gates, place
+from infinitevl.ops.triton.launch import launches
 
-BLOCK_V = 32
-WARPS = 4
+FEW = 8  # streams, from which on there are programs enough without cutting the heads small
 
 
 def delta_step(
@@ -28,23 +29,21 @@ def delta_step(
     lengths: Tensor | None,
     arrived: Tensor,
     *,
-    block_v: int = BLOCK_V,
-    warps: int = WARPS,
+    block_v: int | None = None,
+    warps: int = 4,
 ) -> Tensor:
-    """As `ops.delta_mixer`, for one token a row: o [B, 1, H, V]. A row of length 0 rests.
-
-    A row's inputs of one kind lie side by side. K and V are powers of two.
-    """
+    """As `ops.delta_mixer`, for one token a row: o [B, 1, H, V]. A row of length 0 rests."""
     (batch, _, heads, key_width), value_width = x.q.shape, x.v.shape[-1]
     rows = [y if y[0].is_contiguous() else y.contiguous() for y in x]
     o = torch.empty_like(x.v, memory_format=torch.contiguous_format)
     unnormed = torch.empty(batch, heads, value_width, dtype=torch.float32, device=o.device)
-    block_v = min(block_v, value_width)
+    block_v = min(block_v or (32 if batch < FEW else 64), value_width)
+    early, options = launches(o)
     with torch.cuda.device_of(o):
         _step_kernel[value_width // block_v, heads, batch](
             *rows, *weights[:6], memory, tail, slots, lengths, arrived, unnormed, o,
             *(y.stride(0) for y in rows), weights.eps,
-            K=key_width, V=value_width, BLOCK_V=block_v, WIDTH=weights.conv_q.shape[-1], num_warps=warps,
+            K=key_width, V=value_width, BLOCK_V=block_v, EARLY=early, num_warps=warps, **options,
         )  # fmt: skip
     return o
 
@@ -54,65 +53,79 @@ def _step_kernel(
     q, k, v, gate, a, b, conv_q, conv_k, conv_v, A_log, dt_bias, norm,
     memory, tail, slots, lengths, arrived, unnormed, out,
     q_row, k_row, v_row, gate_row, a_row, b_row, eps,
-    K: tl.constexpr, V: tl.constexpr, BLOCK_V: tl.constexpr, WIDTH: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BLOCK_V: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     head, heads, row = tl.program_id(1), tl.num_programs(1), tl.program_id(2).to(tl.int64)
     keys, columns = tl.arange(0, K), tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
-    o_row = (row * heads + head) * V
     slot, length = place(slots, lengths, row, 1)
+    o_row = (row * heads + head) * V
+    at = memory + ((slot * heads + head) * K + keys[:, None]) * V
+    if EARLY:
+        if slot >= 0:
+            _prefetch(at + tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V // 8)[None, :] * 8)
+        gdc_wait()
+        gdc_launch_dependents()
     if (slot < 0) | (length == 0):
         tl.store(out + o_row + columns, tl.zeros((BLOCK_V,), out.dtype.element_ty))
         return
-    at = memory + ((slot * heads + head) * K + keys[:, None]) * V + columns[None, :]
+    at += columns[None, :]
     state = tl.load(at)
 
     q_at, k_at, v_at = head * K + keys, (heads + head) * K + keys, 2 * heads * K + head * V + columns
     channels = heads * (2 * K + V)
-    tail += slot * (WIDTH - 1) * channels
+    tail += slot * 3 * channels
     q_in = tl.load(q + row * q_row + head * K + keys)
     k_in = tl.load(k + row * k_row + head * K + keys)
     v_in = tl.load(v + row * v_row + head * V + columns)
-    q_t = _convolved(q_in, tail + q_at, conv_q + (head * K + keys) * WIDTH, channels, WIDTH)
-    k_t = _convolved(k_in, tail + k_at, conv_k + (head * K + keys) * WIDTH, channels, WIDTH)
-    v_t = _convolved(v_in, tail + v_at, conv_v + (head * V + columns) * WIDTH, channels, WIDTH)
+    beta, g = gates(a + row * a_row + head, b + row * b_row + head, A_log + head, dt_bias + head, True)
+    every = tl.arange(0, V)
+    z = tl.load(gate + row * gate_row + head * V + every).to(tl.float32)
+    scale = tl.load(norm + every).to(tl.float32)
+    q_t = _convolved(q_in, tail + q_at, conv_q, head * K + keys, channels)
+    k_t = _convolved(k_in, tail + k_at, conv_k, head * K + keys, channels)
+    v_t = _convolved(v_in, tail + v_at, conv_v, head * V + columns, channels)
     q_t *= tl.rsqrt(tl.sum(q_t * q_t, 0) + 1e-6) * K**-0.5
     k_t *= tl.rsqrt(tl.sum(k_t * k_t, 0) + 1e-6)
 
-    beta, g = gates(a + row * a_row + head, b + row * b_row + head, A_log + head, dt_bias + head, True)
     state *= tl.exp(g)
     written = beta * (v_t - tl.sum(state * k_t[:, None], 0))
     o = tl.sum(state * q_t[:, None], 0) + tl.sum(q_t * k_t, 0) * written
-    tl.store(at, state + k_t[:, None] * written[None, :])
     tl.store(unnormed + o_row + columns, o)
 
     tl.debug_barrier()  # all threads have read the tails and written o
     blocks = tl.num_programs(0)
     arrived += slot * heads + head
     last = tl.atomic_add(arrived, 1, sem="acq_rel") == blocks - 1
-    _shift(v_in, tail + v_at, channels, WIDTH)
+    tl.store(at, state + k_t[:, None] * written[None, :])
+    _shift(v_in, tail + v_at, channels)
     if last:
         tl.store(arrived, 0)
-        _shift(q_in, tail + q_at, channels, WIDTH)
-        _shift(k_in, tail + k_at, channels, WIDTH)
-        every = tl.arange(0, V)
+        _shift(q_in, tail + q_at, channels)
+        _shift(k_in, tail + k_at, channels)
         x = tl.load(unnormed + o_row + every, cache_modifier=".cg")  # of other programs: past the L1 cache
-        x *= tl.rsqrt(tl.sum(x * x, 0) / V + eps) * tl.load(norm + every).to(tl.float32)
-        z = tl.load(gate + row * gate_row + head * V + every).to(tl.float32)
+        x *= tl.rsqrt(tl.sum(x * x, 0) / V + eps) * scale
         tl.store(out + o_row + every, x * z * tl.sigmoid(z))
 
 
 @triton.jit
-def _convolved(x, tail, weight, channels, WIDTH: tl.constexpr):
-    """silu of the convolution's output at x, in float32. tail, weight: pointers to the channels of x."""
-    y = x.to(tl.float32) * tl.load(weight + WIDTH - 1).to(tl.float32)
-    for j in tl.static_range(WIDTH - 1):
-        y += tl.load(tail + j * channels).to(tl.float32) * tl.load(weight + j).to(tl.float32)
+def _prefetch(at):
+    """Begin to bring memory into the L2 cache, a pointer for every 32 bytes."""
+    code: tl.constexpr = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"
+    tl.inline_asm_elementwise(code, "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def _convolved(x, tail, weight, columns, channels):
+    """silu of the convolution's output at x, in float32. tail: pointers to the channels of x."""
+    y = x.to(tl.float32) * tl.load(weight + columns * 4 + 3).to(tl.float32)
+    for i in tl.static_range(3):
+        y += tl.load(tail + i * channels).to(tl.float32) * tl.load(weight + columns * 4 + i).to(tl.float32)
     return y * tl.sigmoid(y)
 
 
 @triton.jit
-def _shift(x, tail, channels, WIDTH: tl.constexpr):
+def _shift(x, tail, channels):
     """Forget the oldest input, take in x."""
-    for j in tl.static_range(WIDTH - 2):
-        tl.store(tail + j * channels, tl.load(tail + (j + 1) * channels))
-    tl.store(tail + (WIDTH - 2) * channels, x)
+    tl.store(tail, tl.load(tail + channels))
+    tl.store(tail + channels, tl.load(tail + 2 * channels))
+    tl.store(tail + 2 * channels, x)
