@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infinitevl.errors import InfiniteVLError, Overloaded, TooLarge
 from infinitevl.server.faults import LimitReached, NotAllowed, TooSlow, Unauthorized, answer, line_of, status_of
-from infinitevl.server.keys import Keys, bearer, of_socket
+from infinitevl.server.keys import Keys, brought
 from infinitevl.server.settings import Settings
 
 POLICY = (
@@ -65,7 +65,7 @@ class Guard:
             _check_same_site(headers)
         if self.stopping() and scope["path"].startswith("/v1"):
             raise Overloaded("the server is going down")
-        owner = self._owner(scope, headers) if scope["path"].startswith("/v1") else NOBODY
+        owner = self._owner(scope) if scope["path"].startswith("/v1") else NOBODY
         if owner != NOBODY and self._going[owner] >= (limit := self.settings.requests_per_key):
             raise LimitReached(f"a key has at most {limit} requests and connections at once")
         length = headers.get("content-length", "")
@@ -73,13 +73,13 @@ class Guard:
             raise _too_large(self._limit(scope))
         return owner
 
-    def _owner(self, scope: Scope, headers: Headers) -> str:
-        """Raises Unauthorized; not for a connection, which is told so when it is open, as browsers hear no sooner."""
-        if scope["type"] == "http":
-            return self.keys.owner(bearer(headers))
+    def _owner(self, scope: Scope) -> str:
+        """Raises Unauthorized; not for a WebSocket, which is told so when it is open: browsers hear no sooner."""
         try:
-            return self.keys.owner(of_socket(headers, scope["subprotocols"]))
+            return self.keys.owner(brought(scope))
         except Unauthorized:
+            if scope["type"] == "http":
+                raise
             return NOBODY
 
     def _limit(self, scope: Scope) -> int:
