@@ -1,12 +1,11 @@
-"""Window attention over the ring and the decode step of Gated DeltaNet in Triton, at the 4B model's sizes.
+"""The decode step of Gated DeltaNet in Triton, at the 4B model's sizes.
 
 python benchmarks/gpu_decode.py [--sweep] [--quick]
 
-First the kernels against float64, then one captured graph of attention and ring against float64 at fill levels from
-empty to three windows; an error above its bound ends the run before anything is timed. Then medians of graph replays.
-A graph holds the calls of all layers of a kind, each with a state of its own, so that the states do not stay in the
-L2 cache from one replay to the next. The floor is the machine's measured bandwidth and matrix product.
---sweep: instead, the launch options of every kernel, best first.
+First the kernel against float64: an error above its bound ends the run before anything is timed. Then medians of graph
+replays. A graph holds the calls of all layers, each with a state of its own, so that the states do not stay in the L2
+cache from one replay to the next. The floor is the machine's measured bandwidth.
+--sweep: instead, the launch options, best first.
 """
 
 import argparse
@@ -18,16 +17,13 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from harness import captured, microseconds, relative_error, report
+from harness import microseconds, relative_error, report, timing
 from infinitevl import ops
 from infinitevl.machine import Ceilings, ceilings, machine
-from infinitevl.ops.triton import attention as wa
 from infinitevl.ops.triton import step as step_ops
 
 HEADS, KEY, VALUE, CONV = 16, 128, 256, 4
-QUERY_HEADS, KV_HEADS, HEAD, WINDOW = 16, 2, 128, 8192
-ATTENTION_LAYERS, DELTA_LAYERS = 9, 27
-FILLS = (0, 1, 100, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW + 17)
+LAYERS = 27
 BOUND = 1e-2  # bfloat16, relative
 CUDA, BF16 = torch.device("cuda"), torch.bfloat16
 
@@ -57,15 +53,6 @@ def normal(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
     return torch.randn(*shape, device=CUDA, dtype=dtype)
 
 
-def attention_inputs(batch: int, time: int) -> list[Tensor]:
-    joint = normal(batch, time, QUERY_HEADS + 2 * KV_HEADS, HEAD)
-    return list(joint.split([QUERY_HEADS, KV_HEADS, KV_HEADS], dim=2))
-
-
-def empty_rings(batch: int) -> Tensor:
-    return torch.full((2, batch, KV_HEADS, WINDOW, HEAD), float("nan"), device=CUDA, dtype=BF16)
-
-
 def step_inputs(batch: int) -> list[Tensor]:
     widths = [HEADS * n for n in (KEY, KEY, VALUE, 1, 1, VALUE)]
     q, k, v, a, b, gate = normal(batch, sum(widths)).split(widths, dim=-1)
@@ -87,43 +74,12 @@ def step_state(batch: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def checks() -> dict[str, float]:
-    errors = {f"window attention, T {time}, in a graph": attention_error(time) for time in (1, 256)}
-    errors |= {f"step, B {batch}, value columns {n}": step_error(batch, n) for batch in (1, 64) for n in (16, 32, 64)}
+    errors = {f"B {batch}, value columns {n}": step_error(batch, n) for batch in (1, 64) for n in (16, 32, 64)}
     for name, error in errors.items():
         print(f"{name}: {error:.2e}")
     if not all(error < BOUND for error in errors.values()):
         sys.exit("wrong results: nothing is timed")
     return errors
-
-
-def attention_error(time: int) -> float:
-    """The worst over the fill levels, all from one graph captured on an empty ring."""
-    q, k, v = attention_inputs(1, time)
-    rings, count = empty_rings(1), torch.zeros(1, dtype=torch.int64, device=CUDA)
-
-    def run() -> Tensor:
-        return wa.window_attention(q, k, v, *rings, count, window=WINDOW)
-
-    graph, found = captured(run)
-    worst = 0.0
-    for fill in FILLS:
-        earlier = normal(2, 1, max(fill, 1), KV_HEADS, HEAD)
-        rings.copy_(empty_rings(1))
-        count.zero_()
-        ops.write_ring(*rings, *earlier[:, :, :fill], count, backend="eager")
-        count.fill_(fill)
-        wide = (x.double() for x in (q, k, v, *rings.nan_to_num(0.0)))
-        exact = ops.window_attention(*wide, count, window=WINDOW, backend="eager")
-        graph.replay()
-        worst = max(worst, relative_error(found, exact))
-        if not found.isfinite().all():
-            return float("nan")
-        expected = rings.clone()
-        ops.write_ring(*expected, k, v, count, backend="eager")
-        wa.write_ring(*rings, k, v, count)
-        if not torch.equal(rings.nan_to_num(9.0), expected.nan_to_num(9.0)):
-            return float("nan")
-    return worst
 
 
 def step_error(batch: int, block_v: int, steps: int = 8) -> float:
@@ -155,34 +111,9 @@ def exact_step(inputs: list[Tensor], w: step_ops.StepWeights, memory: Tensor, ta
 # --- times
 
 
-def row(op: str, batch: int, time: int, spent: float, floor: float, plan: str = "") -> dict:
-    share = f"{1e8 * floor / spent:.0f}%"
-    return {"op": op, "B": batch, "T": time, "us": spent, "floor us": floor * 1e6, "of floor": share, "plan": plan}
-
-
-def attention_calls(batch: int, time: int, fill: int, plan: wa.Plan) -> list[Callable[[], Tensor]]:
-    q, k, v = attention_inputs(batch, time)
-    count = torch.full((batch,), fill, dtype=torch.int64, device=CUDA)
-    layers = ATTENTION_LAYERS if batch <= 8 else 1  # of 64 streams a single ring exceeds the cache
-    options = {"window": WINDOW, "sinks": 0, "lengths": None, "plan": plan}
-    rings = [normal(2, batch, KV_HEADS, WINDOW, HEAD) for _ in range(layers)]
-    return [lambda r=r: wa.attend(q, k, v, *r, count, **options) for r in rings]
-
-
-def attention_floor(batch: int, time: int, fill: int, top: Ceilings) -> float:
-    """Of a chunk after `fill` tokens: the pairs of query and key that see each other, the ring read once."""
-    ring = min(fill, WINDOW - 1)
-    pairs = sum(min(fill + t + 1, WINDOW) for t in range(time))
-    return top.floor(4.0 * batch * QUERY_HEADS * HEAD * pairs, batch * ring * 2 * KV_HEADS * HEAD * 2)
-
-
-def default_plan(batch: int, time: int) -> wa.Plan:
-    return wa.plan_of(attention_inputs(batch, time)[0], KV_HEADS, WINDOW + time)
-
-
 def step_calls(batch: int, **options: int) -> list[Callable[[], Tensor]]:
     inputs, weights = step_inputs(batch), step_weights()
-    states = [step_state(batch) for _ in range(DELTA_LAYERS if batch <= 8 else 2)]
+    states = [step_state(batch) for _ in range(LAYERS if batch <= 8 else 2)]
     return [lambda s=s: step_ops.delta_step(*inputs, weights, *s, **options) for s in states]
 
 
@@ -191,62 +122,27 @@ def step_floor(batch: int, top: Ceilings) -> float:
 
 
 def timings(batches: tuple[int, ...], top: Ceilings) -> Iterator[dict]:
-    shapes = [(batch, 1) for batch in batches] + [(1, 16), (1, 256)]
-    for batch, time in shapes:
-        plan = default_plan(batch, time)
-        for fill in (0, WINDOW // 2, 3 * WINDOW + 17):
-            spent = microseconds(attention_calls(batch, time, fill, plan))
-            name = f"window attention, {fill} tokens before"
-            yield row(name, batch, time, spent, attention_floor(batch, time, fill, top), brief(plan))
-    for batch, time in shapes:
-        _, k, v = attention_inputs(batch, time)
-        rings, count = normal(2, batch, KV_HEADS, WINDOW, HEAD), torch.full((batch,), 9999, device=CUDA)
-        spent = microseconds([lambda k=k, v=v, r=rings, c=count: wa.write_ring(*r, k, v, c)] * 9)
-        yield row("write ring", batch, time, spent, top.floor(0, 4 * k.nbytes))
     for batch in batches:
-        yield row("delta step", batch, 1, microseconds(step_calls(batch)), step_floor(batch, top))
-
-
-def brief(plan: wa.Plan) -> str:
-    return f"{plan.block_m}x{plan.block_n}, {plan.splits} parts, {plan.warps} warps, {plan.stages} stages"
+        yield timing("delta step", batch, 1, microseconds(step_calls(batch)), step_floor(batch, top))
 
 
 def sweep(batches: tuple[int, ...], top: Ceilings) -> Iterator[dict]:
-    """Of every kernel and shape the five fastest."""
-    for batch, time in [(batch, 1) for batch in batches] + [(1, 256)]:
-        yield from fastest(attention_sweep(batch, time, top))
+    """Of every batch the five fastest."""
     for batch in batches:
-        yield from fastest(step_sweep(batch, top))
-
-
-def fastest(rows: Iterator[dict]) -> list[dict]:
-    return sorted(rows, key=lambda r: r["us"])[:5]
-
-
-def attention_sweep(batch: int, time: int, top: Ceilings) -> Iterator[dict]:
-    fill, default = 3 * WINDOW + 17, default_plan(batch, time)
-    blocks_m = {default.block_m, min(default.block_m, 64)}
-    for block_m, block_n, warps, stages, factor in product(blocks_m, (64, 128), (4, 8), (2, 3, 4), (0.5, 1, 2)):
-        splits = int(default.splits * factor)
-        if not 1 <= splits <= wa.MAX_SPLITS or (block_m == 128 and warps == 4):
-            continue
-        plan = wa.Plan(block_m, block_n, splits, warps, stages)
-        spent = attempt(attention_calls, batch, time, fill, plan)
-        if spent is not None:
-            yield row("window attention", batch, time, spent, attention_floor(batch, time, fill, top), brief(plan))
+        yield from sorted(step_sweep(batch, top), key=lambda row: row["us"])[:5]
 
 
 def step_sweep(batch: int, top: Ceilings) -> Iterator[dict]:
     for block_v, warps in product((16, 32, 64, 128), (2, 4, 8)):
-        spent = attempt(step_calls, batch, block_v=block_v, warps=warps)
+        spent = attempt(batch, block_v=block_v, warps=warps)
         if spent is not None:
-            yield row("delta step", batch, 1, spent, step_floor(batch, top), f"{block_v} columns, {warps} warps")
+            yield timing("delta step", batch, 1, spent, step_floor(batch, top), f"{block_v} columns, {warps} warps")
 
 
-def attempt(calls: Callable[..., list[Callable[[], object]]], *arguments: object, **options: object) -> float | None:
-    """Microseconds, or None where the plan does not fit the machine's shared memory or registers."""
+def attempt(batch: int, **options: int) -> float | None:
+    """Microseconds, or None where the options do not fit the machine's shared memory or registers."""
     try:
-        return microseconds(calls(*arguments, **options), 20)
+        return microseconds(step_calls(batch, **options), 20)
     except OutOfResources:
         return None
 

@@ -1,6 +1,5 @@
 """The layers of the language model: two kinds of mixer, the MLP, the residual block."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +12,9 @@ from infinitevl import ops
 from infinitevl.model.linear import Linear, joined, padded_width, project, project_onto
 from infinitevl.model.rope import rotate
 from infinitevl.model.state import AttentionState, DeltaState
+from infinitevl.ops.mixing import DeltaInputs, DeltaWeights, Operations, mix
+
+DISPATCHED = Operations(ops.short_convolution, ops.gated_delta_rule, ops.gated_rms_norm)
 
 
 @dataclass
@@ -20,7 +22,8 @@ class Chunk:
     """What all layers share about the tokens of one forward pass.
 
     cos, sin: [B, T, 1, head_dim / 2]; lengths: [B] real tokens a row (None: all T); seq_idx: [B, T] packed
-    sequences; count: [B] tokens that the state has seen before this chunk (None without a state).
+    sequences; count: [B] tokens that the state has seen before this chunk (None without a state);
+    slots: [B] the place of every row in the state, as in `ops` (None: row b is at b).
     """
 
     cos: Tensor
@@ -28,6 +31,7 @@ class Chunk:
     lengths: Tensor | None
     seq_idx: Tensor | None
     count: Tensor | None
+    slots: Tensor | None = None
 
 
 class RMSNorm(nn.Module):
@@ -80,13 +84,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, chunk: Chunk, state: AttentionState | None, residual: Tensor | None = None) -> Tensor:
         """x, residual: [B, T, hidden]. Reads the ring, then writes the chunk into it."""
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in project(x, self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(q, chunk.cos, chunk.sin), rotate(k, chunk.cos, chunk.sin)
-        ring = (state.keys, state.values, chunk.count) if state is not None else (None, None, None)
-        o = ops.window_attention(
-            q, k, v, *ring, window=self.window, sinks=self.sinks, lengths=chunk.lengths, seq_idx=chunk.seq_idx
-        )
+        seen = {"window": self.window, "sinks": self.sinks, "lengths": chunk.lengths}
         if state is not None and chunk.count is not None:
-            ops.write_ring(state.keys, state.values, k, v, chunk.count, sinks=self.sinks, lengths=chunk.lengths)
+            o = ops.ring_attention(
+                q, k, v, chunk.cos, chunk.sin, state.keys, state.values, chunk.count, **seen, slots=chunk.slots
+            )
+        else:
+            q, k = rotate(q, chunk.cos, chunk.sin), rotate(k, chunk.cos, chunk.sin)
+            o = ops.window_attention(q, k, v, **seen, seq_idx=chunk.seq_idx)
         return project_onto(residual, o.flatten(2), self.o_proj)
 
 
@@ -95,10 +100,6 @@ class ShortConvolution(nn.Conv1d):
 
     def __init__(self, channels: int, width: int):
         super().__init__(channels, channels, width, groups=channels, bias=False)
-
-    def forward(self, x: Tensor, tail: Tensor | None, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """x: [B, T, channels]; tail: [B, width - 1, channels]. Returns y and the new tail."""
-        return ops.short_convolution(x, self.weight[:, 0], tail, lengths=chunk.lengths, seq_idx=chunk.seq_idx)
 
 
 class GatedDeltaNet(nn.Module):
@@ -131,48 +132,38 @@ class GatedDeltaNet(nn.Module):
 
     def forward(self, x: Tensor, chunk: Chunk, state: DeltaState | None, residual: Tensor | None = None) -> Tensor:
         """x, residual: [B, T, hidden]. Reads the memory, then leaves the new one in its place."""
+        inputs = self._inputs(x)
+        if state is not None and not torch.is_grad_enabled():
+            o = ops.delta_mixer(
+                inputs, self.weights, state.memory, state.tail,
+                rule=self.rule, slots=chunk.slots, lengths=chunk.lengths, arrived=state.arrived,
+            )  # fmt: skip
+        else:
+            o = self._mixed(inputs, chunk, state)
+        return project_onto(residual, o.flatten(2), self.o_proj)
+
+    @property
+    def weights(self) -> DeltaWeights:
+        convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
+        return DeltaWeights(
+            *(c.weight[:, 0] for c in convolutions), self.A_log, self.dt_bias, self.o_norm.weight, self.norm_eps
+        )
+
+    def _inputs(self, x: Tensor) -> DeltaInputs:
         q, k, v, gate, a, b = project(x, self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.a_proj, self.b_proj)
-        (q, k, v), tails = self._convolved((q, k, v), chunk, None if state is None else _readable(state.tail))
-        initial = None if state is None else _readable(state.memory)
-        o, memory = ops.gated_delta_rule(
-            q.unflatten(-1, (self.heads, self.key_dim)),
-            k.unflatten(-1, (self.heads, self.key_dim)),
-            v.unflatten(-1, (self.heads, self.value_dim)),
-            *self._gates(a, b),
-            initial,
-            delta=self.rule == "gated_delta",
-            lengths=chunk.lengths,
-            seq_idx=chunk.seq_idx,
+        q, k, v, gate = (y.unflatten(-1, (self.heads, -1)) for y in (q, k, v, gate))
+        return DeltaInputs(q, k, v, gate, a, b)
+
+    def _mixed(self, inputs: DeltaInputs, chunk: Chunk, state: DeltaState | None) -> Tensor:
+        """With gradients. Autograd keeps copies of the state, which is then written in place."""
+        before = (None, None) if state is None else (state.memory.clone(), state.tail.clone())
+        o, memory, tail = mix(
+            DISPATCHED, inputs, self.weights, *before, rule=self.rule, lengths=chunk.lengths, seq_idx=chunk.seq_idx
         )
         if state is not None:
             state.memory.copy_(memory.detach())
-            state.tail.copy_(torch.cat(tails, dim=-1).detach())
-        gate = gate.unflatten(-1, (self.heads, self.value_dim))
-        y = ops.gated_rms_norm(o, gate, self.o_norm.weight, self.norm_eps)
-        return project_onto(residual, y.flatten(2), self.o_proj)
-
-    def _convolved(
-        self, inputs: Sequence[Tensor], chunk: Chunk, tail: Tensor | None
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """q, k, v after their convolutions, and the new tails of the three."""
-        convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
-        widths = [convolution.in_channels for convolution in convolutions]
-        tails = (None, None, None) if tail is None else tail.split(widths, dim=-1)
-        pairs = [c(y, t, chunk) for c, y, t in zip(convolutions, inputs, tails, strict=True)]
-        return [y for y, _ in pairs], [t for _, t in pairs]
-
-    def _gates(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Log decay g and write strength beta [B, T, heads], in float32 (float64 for a float64 model)."""
-        wide = torch.float64 if a.dtype == torch.float64 else torch.float32
-        if self.rule == "plain":
-            return torch.zeros_like(a, dtype=wide), torch.ones_like(b, dtype=wide)
-        dt = F.softplus(a.to(wide) + self.dt_bias.to(wide))
-        return -self.A_log.to(wide).exp() * dt, b.to(wide).sigmoid()
-
-
-def _readable(tensor: Tensor) -> Tensor:
-    """A state tensor as an input: a copy where autograd keeps it, because the state is then written in place."""
-    return tensor.clone() if torch.is_grad_enabled() else tensor
+            state.tail.copy_(tail.detach())
+        return o
 
 
 class DecoderLayer(GradientCheckpointingLayer):

@@ -29,6 +29,7 @@ from infinitevl.ops.triton.chunk import (
     PRECISION,
     decays,
     inverse_norm,
+    load_gates,
     load_rows,
     load_square,
     row_length,
@@ -129,7 +130,8 @@ def _between_tokens_kernel(
         new = tl.trans(load_rows(v_new, tokens, H * V, values, real))
         d_score += tl.dot(load_rows(d_o, tokens, H * V, values, real), new, input_precision=PRECISION)
         d_interaction -= tl.dot(load_rows(received, tokens, H * V, values, real), new, input_precision=PRECISION)
-    between, _, _, _ = decays(g, seq_idx, row, head, n * CHUNK, length, T, H)
+    gate = load_gates(g, row, head, n * CHUNK, length, T, H)
+    between, _, _, _ = decays(gate, seq_idx, row, n * CHUNK, length, T)
     d_interaction = tl.where(i[:, None] > i[None, :], d_interaction * between, 0.0)
     chunk = (row * H + head).to(tl.int64) * tl.num_programs(0) + n
     square = chunk * CHUNK * CHUNK + i[:, None] * CHUNK + i[None, :]
@@ -182,7 +184,8 @@ def _sum_values_kernel(
         writing += tl.dot(new, tl.trans(d_state), input_precision=PRECISION)
         d_strength += tl.sum(got.to(tl.float32) * value.to(tl.float32), axis=1)
         d_carried += tl.sum(state.to(tl.float32) * d_state.to(tl.float32), axis=1)
-    _, entering, leaving, carried = decays(g, seq_idx, row, head, n * CHUNK, length, T, H)
+    gate = load_gates(g, row, head, n * CHUNK, length, T, H)
+    _, entering, leaving, carried = decays(gate, seq_idx, row, n * CHUNK, length, T)
     strength = tl.load(beta + tokens * H + head, mask=real, other=0.0).to(tl.float32)
     query = load_rows(q, tokens, q_stride, head * K + keys, real)
     query_norm = inverse_norm(query) * K**-0.5

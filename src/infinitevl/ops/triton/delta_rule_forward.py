@@ -22,6 +22,7 @@ from infinitevl.ops.triton.chunk import (
     PRECISION,
     decays,
     inverse_norm,
+    load_gates,
     load_rows,
     load_square,
     row_length,
@@ -105,7 +106,8 @@ def _products_kernel(
     query = load_rows(q, tokens, q_stride, columns, real)
     strength = tl.load(beta + tokens * H + head, mask=real, other=0.0).to(tl.float32)
     key_norm, query_norm = inverse_norm(key), inverse_norm(query) * K**-0.5
-    between, entering, leaving, carried = decays(g, seq_idx, row, head, n * CHUNK, length, T, H)
+    gate = load_gates(g, row, head, n * CHUNK, length, T, H)
+    between, entering, leaving, carried = decays(gate, seq_idx, row, n * CHUNK, length, T)
     between *= key_norm[None, :]
     interaction = tl.dot(key, tl.trans(key), input_precision=PRECISION) * between
     interaction = tl.where(i[:, None] > i[None, :], interaction, 0.0) * (strength * key_norm)[:, None]
@@ -113,7 +115,10 @@ def _products_kernel(
     chunk = (row * H + head).to(tl.int64) * tl.num_programs(0) + n
     square = chunk * CHUNK * CHUNK + i[:, None] * CHUNK + i[None, :]
     tl.store(scores + square, score.to(scores.dtype.element_ty))
-    tl.store(inverse + square, unit_inverse(interaction).to(inverse.dtype.element_ty))
+    tl.store(
+        inverse + square,
+        unit_inverse(interaction, inverse.dtype.element_ty == tl.float32).to(inverse.dtype.element_ty),
+    )
     factor = factors + chunk * FACTORS * CHUNK + i
     tl.store(factor, key_norm * entering)
     tl.store(factor + CHUNK, query_norm * entering)

@@ -7,155 +7,125 @@ in when it has read its inputs and written its outputs, before the norm. So noth
 needed, and the tail changes in place.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-BLOCK_V = 32
-WARPS = 4
+from infinitevl.ops.mixing import DeltaInputs, DeltaWeights
+from infinitevl.ops.triton.chunk import gates, place
+from infinitevl.ops.triton.launch import launches
 
-
-@dataclass(frozen=True)
-class StepWeights:
-    """Of one layer. conv: [H (2 K + V), W], the channels of q, k and v one after the other, as in the tail;
-    A_log, dt_bias: [H]; norm: [V]; eps: the norm's."""
-
-    conv: Tensor
-    A_log: Tensor
-    dt_bias: Tensor
-    norm: Tensor
-    eps: float
+FEW = 8  # streams, from which on there are programs enough without cutting the heads small
 
 
 def delta_step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    gate: Tensor,
-    weights: StepWeights,
+    x: DeltaInputs,
+    weights: DeltaWeights,
     memory: Tensor,
     tail: Tensor,
+    slots: Tensor | None,
+    lengths: Tensor | None,
     arrived: Tensor,
     *,
-    slots: Tensor | None = None,
-    block_v: int = BLOCK_V,
-    warps: int = WARPS,
+    block_v: int | None = None,
+    warps: int = 4,
 ) -> Tensor:
-    """Convolution and SiLU of q, k and v, gates, gated delta rule, gated RMSNorm. Returns o [B, H, V] in v's dtype.
-
-    q, k: [B, H, K], v, gate: [B, H, V] and a, b: [B, H], as the projections leave them; only the rows may have a
-    stride of their own. K and V are powers of two.
-    memory: [N, H, K, V] float32 and tail: [N, W - 1, H (2 K + V)], changed in place.
-    slots: [B] int64, the place in memory and tail of every row, all different; None: row b is at b. A row with a
-    negative slot rests: nothing of it is read or written, and its output is 0.
-    arrived: [B, H] int32 of zeros, and zeros again afterwards; steps that may run at the same time need their own.
-    """
-    (batch, heads, key_width), value_width = q.shape, v.shape[-1]
-    _check(q, k, v, a, b, gate, weights, memory, tail, arrived, slots)
-    o = torch.empty(batch, heads, value_width, dtype=v.dtype, device=v.device)
-    unnormed = torch.empty(batch, heads, value_width, dtype=torch.float32, device=v.device)
-    block_v = min(block_v, value_width)
-    with torch.cuda.device_of(v):
+    """As `ops.delta_mixer`, for one token a row: o [B, 1, H, V]. A row of length 0 rests."""
+    (batch, _, heads, key_width), value_width = x.q.shape, x.v.shape[-1]
+    rows = [y if y[0].is_contiguous() else y.contiguous() for y in x]
+    o = torch.empty_like(x.v, memory_format=torch.contiguous_format)
+    unnormed = torch.empty(batch, heads, value_width, dtype=torch.float32, device=o.device)
+    block_v = min(block_v or (32 if batch < FEW else 64), value_width)
+    early, options = launches(o)
+    with torch.cuda.device_of(o):
         _step_kernel[value_width // block_v, heads, batch](
-            q, k, v, a, b, gate, weights.conv, weights.A_log, weights.dt_bias, weights.norm,
-            memory, tail, slots, arrived, unnormed, o,
-            *(x.stride(0) for x in (q, k, v, a, b, gate)), weights.eps,
-            K=key_width, V=value_width, BLOCK_V=block_v, WIDTH=weights.conv.shape[-1], num_warps=warps,
+            *rows, *weights[:6], memory, tail, slots, lengths, arrived, unnormed, o,
+            *(y.stride(0) for y in rows), weights.eps,
+            K=key_width, V=value_width, BLOCK_V=block_v, EARLY=early, num_warps=warps, **options,
         )  # fmt: skip
     return o
 
 
-def _check(q, k, v, a, b, gate, weights, memory, tail, arrived, slots) -> None:
-    """Raises ValueError where the kernel would read or write other places than it should."""
-    (batch, heads, key_width), value_width = q.shape, v.shape[-1]
-    channels, width = weights.conv.shape
-    if channels != heads * (2 * key_width + value_width) or tail.shape[1:] != (width - 1, channels):
-        raise ValueError(f"a tail {tuple(tail.shape)} and weights {channels, width} for q {tuple(q.shape)}")
-    if memory.shape[1:] != (heads, key_width, value_width) or memory.dtype != torch.float32:
-        raise ValueError(f"a memory {tuple(memory.shape)} of {memory.dtype}")
-    if arrived.shape[1:] != (heads,) or len(arrived) < batch or arrived.dtype != torch.int32:
-        raise ValueError(f"arrived {tuple(arrived.shape)} of {arrived.dtype} for {batch} rows and {heads} heads")
-    if len(memory) != len(tail) or (len(memory) < batch if slots is None else slots.shape != (batch,)):
-        raise ValueError(f"memory and tail have {len(memory), len(tail)} places for {batch} rows with slots {slots}")
-    whole = (memory, tail, arrived, weights.conv, *(x[0] for x in (q, k, v, a, b, gate)))
-    if not all(x.is_contiguous() for x in whole):
-        raise ValueError("memory, tail, arrived, conv and every row of the projections must be contiguous")
-
-
 @triton.jit
 def _step_kernel(
-    q, k, v, a, b, gate, conv, A_log, dt_bias, norm,
-    memory, tail, slots, arrived, unnormed, out,
-    q_row, k_row, v_row, a_row, b_row, gate_row, eps,
-    K: tl.constexpr, V: tl.constexpr, BLOCK_V: tl.constexpr, WIDTH: tl.constexpr,
+    q, k, v, gate, a, b, conv_q, conv_k, conv_v, A_log, dt_bias, norm,
+    memory, tail, slots, lengths, arrived, unnormed, out,
+    q_row, k_row, v_row, gate_row, a_row, b_row, eps,
+    K: tl.constexpr, V: tl.constexpr, BLOCK_V: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     head, heads, row = tl.program_id(1), tl.num_programs(1), tl.program_id(2).to(tl.int64)
     keys, columns = tl.arange(0, K), tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
+    slot, length = place(slots, lengths, row, 1)
     o_row = (row * heads + head) * V
-    slot = row
-    if slots is not None:
-        slot = tl.load(slots + row)
-        if slot < 0:
-            tl.store(out + o_row + columns, tl.zeros((BLOCK_V,), out.dtype.element_ty))
-            return
-    at = memory + ((slot * heads + head) * K + keys[:, None]) * V + columns[None, :]
+    at = memory + ((slot * heads + head) * K + keys[:, None]) * V
+    if EARLY:
+        if slot >= 0:
+            _prefetch(at + tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V // 8)[None, :] * 8)
+        gdc_wait()
+        gdc_launch_dependents()
+    if (slot < 0) | (length == 0):
+        tl.store(out + o_row + columns, tl.zeros((BLOCK_V,), out.dtype.element_ty))
+        return
+    at += columns[None, :]
     state = tl.load(at)
 
     q_at, k_at, v_at = head * K + keys, (heads + head) * K + keys, 2 * heads * K + head * V + columns
     channels = heads * (2 * K + V)
-    tail += slot * (WIDTH - 1) * channels
+    tail += slot * 3 * channels
     q_in = tl.load(q + row * q_row + head * K + keys)
     k_in = tl.load(k + row * k_row + head * K + keys)
     v_in = tl.load(v + row * v_row + head * V + columns)
-    q_t = _convolved(q_in, tail + q_at, conv + q_at * WIDTH, channels, WIDTH)
-    k_t = _convolved(k_in, tail + k_at, conv + k_at * WIDTH, channels, WIDTH)
-    v_t = _convolved(v_in, tail + v_at, conv + v_at * WIDTH, channels, WIDTH)
+    beta, g = gates(a + row * a_row + head, b + row * b_row + head, A_log + head, dt_bias + head, True)
+    every = tl.arange(0, V)
+    z = tl.load(gate + row * gate_row + head * V + every).to(tl.float32)
+    scale = tl.load(norm + every).to(tl.float32)
+    q_t = _convolved(q_in, tail + q_at, conv_q, head * K + keys, channels)
+    k_t = _convolved(k_in, tail + k_at, conv_k, head * K + keys, channels)
+    v_t = _convolved(v_in, tail + v_at, conv_v, head * V + columns, channels)
     q_t *= tl.rsqrt(tl.sum(q_t * q_t, 0) + 1e-6) * K**-0.5
     k_t *= tl.rsqrt(tl.sum(k_t * k_t, 0) + 1e-6)
 
-    dt = tl.load(a + row * a_row + head).to(tl.float32) + tl.load(dt_bias + head).to(tl.float32)
-    dt = tl.where(dt > 20, dt, tl.log(1 + tl.exp(tl.minimum(dt, 20))))
-    decay = tl.exp(-tl.exp(tl.load(A_log + head).to(tl.float32)) * dt)
-    beta = tl.sigmoid(tl.load(b + row * b_row + head).to(tl.float32))
-
-    state *= decay
+    state *= tl.exp(g)
     written = beta * (v_t - tl.sum(state * k_t[:, None], 0))
     o = tl.sum(state * q_t[:, None], 0) + tl.sum(q_t * k_t, 0) * written
-    tl.store(at, state + k_t[:, None] * written[None, :])
     tl.store(unnormed + o_row + columns, o)
 
     tl.debug_barrier()  # all threads have read the tails and written o
     blocks = tl.num_programs(0)
-    last = tl.atomic_add(arrived + row * heads + head, 1, sem="acq_rel") == blocks - 1
-    _shift(v_in, tail + v_at, channels, WIDTH)
+    arrived += slot * heads + head
+    last = tl.atomic_add(arrived, 1, sem="acq_rel") == blocks - 1
+    tl.store(at, state + k_t[:, None] * written[None, :])
+    _shift(v_in, tail + v_at, channels)
     if last:
-        tl.store(arrived + row * heads + head, 0)
-        _shift(q_in, tail + q_at, channels, WIDTH)
-        _shift(k_in, tail + k_at, channels, WIDTH)
-        every = tl.arange(0, V)
+        tl.store(arrived, 0)
+        _shift(q_in, tail + q_at, channels)
+        _shift(k_in, tail + k_at, channels)
         x = tl.load(unnormed + o_row + every, cache_modifier=".cg")  # of other programs: past the L1 cache
-        x *= tl.rsqrt(tl.sum(x * x, 0) / V + eps) * tl.load(norm + every).to(tl.float32)
-        z = tl.load(gate + row * gate_row + head * V + every).to(tl.float32)
+        x *= tl.rsqrt(tl.sum(x * x, 0) / V + eps) * scale
         tl.store(out + o_row + every, x * z * tl.sigmoid(z))
 
 
 @triton.jit
-def _convolved(x, tail, weight, channels, WIDTH: tl.constexpr):
-    """silu of the convolution's output at x, in float32. tail, weight: pointers to the channels of x."""
-    y = x.to(tl.float32) * tl.load(weight + WIDTH - 1).to(tl.float32)
-    for j in tl.static_range(WIDTH - 1):
-        y += tl.load(tail + j * channels).to(tl.float32) * tl.load(weight + j).to(tl.float32)
+def _prefetch(at):
+    """Begin to bring memory into the L2 cache, a pointer for every 32 bytes."""
+    code: tl.constexpr = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"
+    tl.inline_asm_elementwise(code, "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def _convolved(x, tail, weight, columns, channels):
+    """silu of the convolution's output at x, in float32. tail: pointers to the channels of x."""
+    y = x.to(tl.float32) * tl.load(weight + columns * 4 + 3).to(tl.float32)
+    for i in tl.static_range(3):
+        y += tl.load(tail + i * channels).to(tl.float32) * tl.load(weight + columns * 4 + i).to(tl.float32)
     return y * tl.sigmoid(y)
 
 
 @triton.jit
-def _shift(x, tail, channels, WIDTH: tl.constexpr):
+def _shift(x, tail, channels):
     """Forget the oldest input, take in x."""
-    for j in tl.static_range(WIDTH - 2):
-        tl.store(tail + j * channels, tl.load(tail + (j + 1) * channels))
-    tl.store(tail + (WIDTH - 2) * channels, x)
+    tl.store(tail, tl.load(tail + channels))
+    tl.store(tail + channels, tl.load(tail + 2 * channels))
+    tl.store(tail + 2 * channels, x)
