@@ -13,13 +13,12 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from itertools import product
-from statistics import median
 
 import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from harness import relative_error, report
+from harness import captured, microseconds, relative_error, report
 from infinitevl import ops
 from infinitevl.machine import Ceilings, ceilings, machine
 from infinitevl.ops.triton import attention as wa
@@ -154,34 +153,6 @@ def exact_step(inputs: list[Tensor], w: step_ops.StepWeights, memory: Tensor, ta
 
 
 # --- times
-
-
-def captured(run: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, object]:
-    """A graph of run() and what its replays fill. Runs it twice before, to compile."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
-    return graph, result
-
-
-def microseconds(calls: list[Callable[[], object]], repeats: int = 50) -> float:
-    """Median over replays of one graph of all calls, per call."""
-    graph, _ = captured(lambda: [call() for call in calls])
-    times = []
-    for _ in range(repeats):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        stop.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(stop))
-    return 1e3 * median(times[5:]) / len(calls)
 
 
 def row(op: str, batch: int, time: int, spent: float, floor: float, plan: str = "") -> dict:

@@ -1,6 +1,8 @@
-"""The error of a result, and its two forms: a table and one JSON line."""
+"""The error of a result, times of CUDA graphs, and how both are told: a table and one JSON line."""
 
 import json
+from collections.abc import Callable
+from statistics import median
 
 import torch
 from rich.console import Console
@@ -11,6 +13,34 @@ def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
     """|found - exact| / |exact|, in float64."""
     exact = exact.double()
     return ((found.double() - exact).norm() / exact.norm()).item()
+
+
+def captured(run: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, object]:
+    """A graph of run() and what its replays fill. Runs it twice before, to compile."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+    return graph, result
+
+
+def microseconds(calls: list[Callable[[], object]], repeats: int = 50) -> float:
+    """Median over replays of one graph of all calls, per call."""
+    graph, _ = captured(lambda: [call() for call in calls])
+    times = []
+    for _ in range(repeats):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(stop))
+    return 1e3 * median(times[5:]) / len(calls)
 
 
 def report(title: str, rows: list[dict], **facts: object) -> None:

@@ -410,6 +410,17 @@ def test_two_engines_share_a_store(model: Model, store: Store, frames_come: bool
         second.close()
 
 
+def test_a_long_question_keeps_the_streams_waiting_no_longer_than_a_short_one(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+):
+    """Who asks turns it into tokens, not the engine's thread."""
+    with running(model, prompt=4096) as engine:
+        id, lengths, encode = engine.open({}), [], model.processor.encode
+        monkeypatch.setattr(model.processor, "encode", lambda text, **how: lengths.append(len(text)) or encode(text))
+        ask(engine, id, "What is it? " * 100, max_tokens=1)
+        assert lengths and max(lengths) < 100
+
+
 def test_calls_do_not_keep_the_streams_waiting(model: Model):
     with running(model) as engine:
         id, stop = engine.open({}, fps=None), threading.Event()

@@ -14,7 +14,7 @@ import numpy as np
 
 from infinitevl.engine.loop import Loop
 from infinitevl.engine.pool import Seat
-from infinitevl.engine.prompt import MediaPrompt, TextPrompt, conversation
+from infinitevl.engine.prompt import MediaPrompt, TextPrompt, conversation, decoded
 from infinitevl.engine.records import Answer, Frame, Norms, Watched, tell
 from infinitevl.engine.runner import Prefill, Runner
 from infinitevl.engine.saving import copied
@@ -24,7 +24,7 @@ from infinitevl.engine.types import AnswerTold, Asking, Budget, FrameResult, Fra
 from infinitevl.errors import Conflict, NotFound, Overloaded, StorageError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.state import DeltaState
-from infinitevl.streaming.session import MIN_PIXELS, Session
+from infinitevl.streaming.session import MIN_PIXELS, Session, question_tokens
 from infinitevl.streaming.text import Sampling, TextPieces, Writer
 from infinitevl.video.preprocess import resize
 
@@ -59,7 +59,7 @@ class Engine:
         self._loop = Loop(runner, self.budget, store, observe, self.name)
         self._streams, self._ready = self._loop.streams, self._loop.ready
         self._coming = 0  # questions that are on their way to the engine's thread
-        self._talk = copy.deepcopy(model.processor)  # for conversations: a tokenizer is not for two threads
+        self._talk = copy.deepcopy(model.processor)  # for callers' threads: a tokenizer is not for two
         self._talking = threading.Lock()
         for id in store.names("streams") if store and not shared else ():
             try:
@@ -165,9 +165,11 @@ class Engine:
     def ask(self, id: str, question: str, asking: Asking, told: AnswerTold) -> str:
         """Ask about what is in memory now; the answer's id. Raises NotFound, Overloaded, Conflict, InfiniteVLError."""
         watched, asked, writer = self._find(id), monotonic(), self._new_writer(asking)
+        with self._talking:  # not in the engine's thread: all streams would wait for a long question
+            tokens = question_tokens(self._talk, question)
 
         def begin(name: str) -> Answer:
-            prompt = TextPrompt(watched.session.question(self.model.processor, question), self.budget.prompt)
+            prompt = TextPrompt(watched.session.asked(self.model.processor, tokens), self.budget.prompt)
             if watched.gone:
                 raise NotFound(f"there is no stream {id}")
             if asking.remember:
@@ -184,8 +186,9 @@ class Engine:
         Decodes pictures and videos in the calling thread. Raises TooLarge, Overloaded, InfiniteVLError.
         """
         asked, writer = monotonic(), self._new_writer(asking)
+        ready = decoded(self._talk, messages, self.budget.prompt)
         with self._talking:
-            inputs = conversation(self._talk, messages, self.budget.prompt)
+            inputs = conversation(self._talk, ready, self.budget.prompt)
         prompt = MediaPrompt(self.model, inputs)
         return self._admit(
             lambda name: Answer(name, None, Prefill(Seat(), prompt), writer, told, False, asked, None, 0)

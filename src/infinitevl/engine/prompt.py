@@ -81,11 +81,15 @@ class MediaPrompt:
         return features[:needed]
 
 
+def decoded(processor: InfiniteVLProcessor, messages: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """Messages as `apply_chat_template` takes them, with their videos decoded. Raises TooLarge above `most` tokens,
+    before all of a video is decoded, and InfiniteVLError. Needs no tokenizer."""
+    return [{**message, "content": _sized(processor, message.get("content"), most)} for message in messages]
+
+
 def conversation(processor: InfiniteVLProcessor, messages: list[dict[str, Any]], most: int) -> BatchFeature:
-    """The model's inputs for messages as `apply_chat_template` takes them. Raises TooLarge above `most` tokens, for
-    a video before all of it is decoded, and InfiniteVLError."""
-    sized = [{**message, "content": _sized(processor, message.get("content"), most)} for message in messages]
-    inputs = processor.apply_chat_template(sized, add_generation_prompt=True, tokenize=True, return_dict=True)
+    """The model's inputs for messages of `decoded`. Raises TooLarge above `most` tokens, and InfiniteVLError."""
+    inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
     _checked(inputs["input_ids"].shape[1], most)
     return inputs
 

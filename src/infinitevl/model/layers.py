@@ -1,7 +1,7 @@
 """The layers of the language model: two kinds of mixer, the MLP, the residual block."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infinitevl import ops
+from infinitevl.model.linear import Linear, joined, padded_width, project, project_onto
 from infinitevl.model.rope import rotate
 from infinitevl.model.state import AttentionState, DeltaState
 from infinitevl.ops.mixing import DeltaInputs, DeltaWeights, Operations, mix
@@ -38,24 +39,36 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if torch.compiler.is_compiling():  # which must not see the dispatch
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return ops.rms_norm(x, self.weight, self.eps)
 
 
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
+    joint: ClassVar = [("gate_proj", "up_proj")]
+    into: ClassVar = "down_proj"
+
     def __init__(self, hidden_size: int, intermediate_size: int, bias: bool = False):
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
+        self.gate_proj = Linear(hidden_size, intermediate_size, bias=bias)
+        self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return project_onto(residual, self._inner(x), self.down_proj)
+
+    def _inner(self, x: Tensor) -> Tensor:
+        """[..., inner], or as wide as the padded rows of down's weight."""
+        whole = joined((self.gate_proj, self.up_proj), padded_width(self.down_proj))
+        return F.silu(self.gate_proj(x)) * self.up_proj(x) if whole is None else ops.swiglu(x, *whole)
 
 
 class Attention(nn.Module):
     """Softmax attention with rotary positions, over a window or over everything."""
+
+    joint: ClassVar = [("q_proj", "k_proj", "v_proj")]
 
     def __init__(self, config: Any, kind: str):
         super().__init__()
@@ -63,13 +76,13 @@ class Attention(nn.Module):
         self.window = config.sliding_window if kind == "sliding_attention" else None
         self.sinks = config.attention_sinks if kind == "sliding_attention" else 0
         inner, kv = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, inner, bias=True)
-        self.k_proj = nn.Linear(config.hidden_size, kv, bias=True)
-        self.v_proj = nn.Linear(config.hidden_size, kv, bias=True)
-        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, inner, bias=True)
+        self.k_proj = Linear(config.hidden_size, kv, bias=True)
+        self.v_proj = Linear(config.hidden_size, kv, bias=True)
+        self.o_proj = Linear(inner, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, chunk: Chunk, state: AttentionState | None) -> Tensor:
-        """x: [B, T, hidden]. Reads the ring, then writes the chunk into it."""
+    def forward(self, x: Tensor, chunk: Chunk, state: AttentionState | None, residual: Tensor | None = None) -> Tensor:
+        """x, residual: [B, T, hidden]. Reads the ring, then writes the chunk into it."""
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in project(x, self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, chunk.cos, chunk.sin), rotate(k, chunk.cos, chunk.sin)
         ring = (state.keys, state.values, chunk.count) if state is not None else (None, None, None)
@@ -78,7 +91,7 @@ class Attention(nn.Module):
         )
         if state is not None and chunk.count is not None:
             ops.write_ring(state.keys, state.values, k, v, chunk.count, sinks=self.sinks, lengths=chunk.lengths)
-        return self.o_proj(o.flatten(2))
+        return project_onto(residual, o.flatten(2), self.o_proj)
 
 
 class ShortConvolution(nn.Conv1d):
@@ -94,6 +107,8 @@ class GatedDeltaNet(nn.Module):
     Under another `linear_rule` the memory is not corrected or not decayed; parameters without a use stay unused.
     """
 
+    joint: ClassVar = [("q_proj", "k_proj", "v_proj", "g_proj", "a_proj", "b_proj")]
+
     def __init__(self, config: Any):
         super().__init__()
         hidden, heads = config.hidden_size, config.num_linear_heads
@@ -102,20 +117,20 @@ class GatedDeltaNet(nn.Module):
         keys, values = heads * self.key_dim, heads * self.value_dim
         self.A_log = nn.Parameter(torch.zeros(heads))
         self.dt_bias = nn.Parameter(torch.zeros(heads))
-        self.q_proj = nn.Linear(hidden, keys, bias=False)
-        self.k_proj = nn.Linear(hidden, keys, bias=False)
-        self.v_proj = nn.Linear(hidden, values, bias=False)
-        self.a_proj = nn.Linear(hidden, heads, bias=False)
-        self.b_proj = nn.Linear(hidden, heads, bias=False)
-        self.g_proj = nn.Linear(hidden, values, bias=False)
+        self.q_proj = Linear(hidden, keys, bias=False)
+        self.k_proj = Linear(hidden, keys, bias=False)
+        self.v_proj = Linear(hidden, values, bias=False)
+        self.a_proj = Linear(hidden, heads, bias=False)
+        self.b_proj = Linear(hidden, heads, bias=False)
+        self.g_proj = Linear(hidden, values, bias=False)
         self.q_conv1d = ShortConvolution(keys, config.conv_size)
         self.k_conv1d = ShortConvolution(keys, config.conv_size)
         self.v_conv1d = ShortConvolution(values, config.conv_size)
         self.o_norm = RMSNorm(self.value_dim, config.norm_eps)
-        self.o_proj = nn.Linear(values, hidden, bias=False)
+        self.o_proj = Linear(values, hidden, bias=False)
 
-    def forward(self, x: Tensor, chunk: Chunk, state: DeltaState | None) -> Tensor:
-        """x: [B, T, hidden]. Reads the memory, then leaves the new one in its place."""
+    def forward(self, x: Tensor, chunk: Chunk, state: DeltaState | None, residual: Tensor | None = None) -> Tensor:
+        """x, residual: [B, T, hidden]. Reads the memory, then leaves the new one in its place."""
         inputs = self._inputs(x)
         if state is not None and not torch.is_grad_enabled():
             o = ops.delta_mixer(
@@ -124,7 +139,7 @@ class GatedDeltaNet(nn.Module):
             )  # fmt: skip
         else:
             o = self._mixed(inputs, chunk, state)
-        return self.o_proj(o.flatten(2))
+        return project_onto(residual, o.flatten(2), self.o_proj)
 
     @property
     def weights(self) -> DeltaWeights:
@@ -150,11 +165,6 @@ class GatedDeltaNet(nn.Module):
         return o
 
 
-def project(x: Tensor, *linears: nn.Module) -> list[Tensor]:
-    """x through several linear maps."""
-    return [linear(x) for linear in linears]
-
-
 class DecoderLayer(GradientCheckpointingLayer):
     """x += mixer(norm(x)); x += mlp(norm(x))."""
 
@@ -166,5 +176,5 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, chunk: Chunk, state: Any = None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), chunk, state)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = self.self_attn(self.input_layernorm(x), chunk, state, x)
+        return self.mlp(self.post_attention_layernorm(x), x)

@@ -8,6 +8,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_c
 
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.configuration import InfiniteVLConfig
+from infinitevl.model.linear import join
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.processing import InfiniteVLProcessor
 
@@ -56,6 +57,8 @@ def load(
         model, report = loaded
         _check_complete(name, report)
         model = model.to(chosen).eval()
+        if chosen.type == "cuda":
+            join(model)
     except InfiniteVLError:
         raise
     except Exception as error:  # bad files make transformers raise many kinds; the user needs the reason, once

@@ -15,6 +15,7 @@ from infinitevl.model.configuration import InfiniteVLConfig
 from infinitevl.model.decoder import Decoder
 from infinitevl.model.generation import StateGenerationMixin
 from infinitevl.model.layers import GatedDeltaNet, RMSNorm, ShortConvolution
+from infinitevl.model.linear import Linear
 from infinitevl.model.positions import Grid, as_grid, number_prompts
 from infinitevl.model.state import State
 from infinitevl.model.vision import VisionTower
@@ -67,7 +68,7 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
         super().__init__(config)
         text = config.text_config
         self.model = InfiniteVLModel(config)
-        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
         self.processor: Any = None
         self.graphs: Any = None  # those of `model.graphs`, once there are some
         self.post_init()

@@ -7,6 +7,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from infinitevl.model.configuration import InfiniteVLConfig
+from infinitevl.model.linear import join
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.processing import (
     CHAT_TEMPLATE,
@@ -58,6 +59,8 @@ def random_weights(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
         model = InfiniteVLForConditionalGeneration._from_config(config, dtype=dtype)
+    if device.type == "cuda":
+        join(model)
     model.processor = processor
     return model.eval()
 

@@ -25,9 +25,11 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from infinitevl.ops import eager
 from infinitevl.ops.mixing import DeltaInputs, DeltaWeights
 
 BACKENDS = {name: f"{__name__}.{name}" for name in ("reference", "eager", "triton", "fla")}
+OPAQUE = {"gated_delta_rule"}  # operations whose kernels torch.compile calls as they are
 _preferred: ContextVar[str | None] = ContextVar("preferred backend", default=None)
 
 
@@ -53,14 +55,15 @@ def implementation(op: str, device: torch.device, backend: str | None = None) ->
     """The function that computes `op` on `device`. Raises ValueError for a backend that does not exist or lacks it.
 
     Where neither the call nor `using` names one: on a GPU the Triton kernels, where there is one for the op and it
-    takes the inputs, else eager; and eager where torch.compile is at work, which makes kernels of its own.
+    takes the inputs, else eager. Where torch.compile is at work it makes kernels of its own, but of those in OPAQUE.
     """
+    if backend is None and op not in OPAQUE and torch.compiler.is_compiling():
+        return _function(op, "eager")
     name = backend or preferred()
     if backend is None and name is not None and not hasattr(_module(name), op):
         name = None
     if name is None:
-        by_kernels = device.type == "cuda" and not torch.compiler.is_compiling() and _has_triton()
-        return _fastest(op) if by_kernels else _function(op, "eager")
+        return _fastest(op) if device.type == "cuda" and _has_triton() else _function(op, "eager")
     return _function(op, name)
 
 
@@ -74,15 +77,15 @@ def _function(op: str, backend: str) -> Callable:
 @cache
 def _fastest(op: str) -> Callable:
     """The kernel for what it takes: it raises NotImplementedError, by shapes and dtypes alone, before it begins."""
-    kernel, eager = getattr(_module("triton"), op, None), _function(op, "eager")
+    kernel, other = getattr(_module("triton"), op, None), _function(op, "eager")
     if kernel is None:
-        return eager
+        return other
 
     def run(*args, **options):
         try:
             return kernel(*args, **options)
         except NotImplementedError:
-            return eager(*args, **options)
+            return other(*args, **options)
 
     return run
 
@@ -95,7 +98,7 @@ def _has_triton() -> bool:
 def _module(backend: str):
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
-    return import_module(BACKENDS[backend])
+    return eager if backend == "eager" else import_module(BACKENDS[backend])  # torch.compile cannot trace an import
 
 
 def gated_delta_rule(
@@ -189,6 +192,31 @@ def write_ring(
     """
     run = implementation("write_ring", k.device, backend)
     run(ring_k, ring_v, k, v, count, sinks=sinks, lengths=lengths)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """residual + x weight^T + bias. x: [..., K]; weight: [N, K]; bias: [N]; residual: [..., N]."""
+    return implementation("linear", x.device, backend)(x, weight, bias, residual)
+
+
+def swiglu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    """silu(gate) up, where x weight^T + bias is gate and up side by side.
+
+    x: [..., K]; weight: [2 N, K]; bias: [2 N]. Returns [..., N].
+    """
+    return implementation("swiglu", x.device, backend)(x, weight, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:
+    """x / sqrt(mean x^2 + eps) * weight over the last dimension. x: [..., N]; weight: [N]."""
+    return implementation("rms_norm", x.device, backend)(x, weight, eps)
 
 
 def rotate_heads(

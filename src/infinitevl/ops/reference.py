@@ -150,6 +150,25 @@ def write_ring(
             ring_v[b, :, slot] = v[b, t]
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    dtype = work_dtype(x)
+    y = torch.einsum("...k,nk->...n", x.to(dtype), weight.to(dtype))
+    for term in (bias, residual):
+        if term is not None:
+            y = y + term.to(dtype)
+    return y.to(x.dtype)
+
+
+def swiglu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    gate, up = linear(x.to(work_dtype(x)), weight, bias).chunk(2, dim=-1)
+    return (gate * torch.sigmoid(gate) * up).to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    y = x.to(work_dtype(x))
+    return (y / torch.sqrt((y * y).mean(-1, keepdim=True) + eps) * weight.to(y.dtype)).to(x.dtype)
+
+
 def rotate_heads(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pair by pair."""
     turned = qkv.to(cos.dtype, copy=True)

@@ -101,10 +101,12 @@ class Session:
 
     def question(self, processor: InfiniteVLProcessor, text: str) -> list[int]:
         """The tokens of a question here. InfiniteVLError for an empty one."""
-        if not text.strip():
-            raise InfiniteVLError("the question is empty")
-        asked = processor.encode(text.strip(), special=False)
-        return [*processor.encode(OPENINGS[self.phase]), *asked, *processor.encode(f"{IM_END}\n{IM_START}assistant\n")]
+        return self.asked(processor, question_tokens(processor, text))
+
+    def asked(self, processor: InfiniteVLProcessor, tokens: list[int]) -> list[int]:
+        """The same for tokens of `question_tokens`."""
+        opening = processor.encode(OPENINGS[self.phase])
+        return [*opening, *tokens, *processor.encode(f"{IM_END}\n{IM_START}assistant\n")]
 
     def frame(self, frame: np.ndarray | Tensor) -> Tensor:
         """The frame as a tensor uint8 [H, W, 3]. InfiniteVLError where it is none."""
@@ -117,3 +119,10 @@ class Session:
         if isinstance(array, Tensor):
             return array
         return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # a copy of flipped or read-only views
+
+
+def question_tokens(processor: InfiniteVLProcessor, text: str) -> list[int]:
+    """The tokens of a question, wherever it is asked. InfiniteVLError for an empty one."""
+    if not text.strip():
+        raise InfiniteVLError("the question is empty")
+    return processor.encode(text.strip(), special=False)

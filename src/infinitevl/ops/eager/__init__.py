@@ -4,15 +4,19 @@ from infinitevl.ops.eager.attention import window_attention, write_ring
 from infinitevl.ops.eager.convolution import short_convolution
 from infinitevl.ops.eager.delta_rule import gated_delta_rule
 from infinitevl.ops.eager.heads import rotate_heads
+from infinitevl.ops.eager.linear import linear, swiglu
 from infinitevl.ops.eager.mixer import delta_mixer
-from infinitevl.ops.eager.norm import gated_rms_norm
+from infinitevl.ops.eager.norm import gated_rms_norm, rms_norm
 
 __all__ = [
     "delta_mixer",
     "gated_delta_rule",
     "gated_rms_norm",
+    "linear",
+    "rms_norm",
     "rotate_heads",
     "short_convolution",
+    "swiglu",
     "window_attention",
     "write_ring",
 ]

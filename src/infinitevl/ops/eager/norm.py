@@ -1,9 +1,13 @@
-"""Gated RMSNorm."""
+"""RMSNorm, alone and gated."""
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from infinitevl.ops.rows import work_dtype
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:

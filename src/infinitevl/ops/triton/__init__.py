@@ -3,7 +3,19 @@
 from infinitevl.ops.triton.attention import window_attention, write_ring
 from infinitevl.ops.triton.delta_rule import gated_delta_rule
 from infinitevl.ops.triton.heads import rotate_heads
+from infinitevl.ops.triton.linear import linear, swiglu
 from infinitevl.ops.triton.mixer import delta_mixer
 from infinitevl.ops.triton.norm import gated_rms_norm
+from infinitevl.ops.triton.pointwise import rms_norm
 
-__all__ = ["delta_mixer", "gated_delta_rule", "gated_rms_norm", "rotate_heads", "window_attention", "write_ring"]
+__all__ = [
+    "delta_mixer",
+    "gated_delta_rule",
+    "gated_rms_norm",
+    "linear",
+    "rms_norm",
+    "rotate_heads",
+    "swiglu",
+    "window_attention",
+    "write_ring",
+]

@@ -1,0 +1,131 @@
+"""Linear maps, and the weights of those of one input side by side in one tensor: one product instead of several.
+
+The parameters stay what they are, under their names; they become consecutive views of one storage. Whatever moves,
+replaces or wraps them (`.to`, PEFT, a trainer) may undo that: then there are several products again, and the same
+results.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from infinitevl import ops
+
+PADDED = 64  # padded widths are multiples of it
+
+
+class Linear(nn.Linear):
+    """nn.Linear, computed by `ops`, but where torch.compile is at work, which must not see the dispatch."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().forward(input)
+        return ops.linear(input, self.weight, self.bias)
+
+
+def project(x: Tensor, *linears: nn.Module) -> Sequence[Tensor]:
+    """x through several linear maps: one product where their weights are side by side (`join`), whose results are
+    then slices of one tensor."""
+    whole = joined(linears)
+    if whole is None:
+        return [linear(x) for linear in linears]
+    return ops.linear(x, *whole).split([linear.out_features for linear in linears], dim=-1)
+
+
+def project_onto(residual: Tensor | None, x: Tensor, linear: nn.Module) -> Tensor:
+    """residual + linear(x). x may be as wide as the padded rows of the linear's weight."""
+    whole = joined((linear,))
+    if whole is not None:
+        weight, bias = whole
+        return ops.linear(x, _with_padding(weight) if x.shape[-1] > weight.shape[1] else weight, bias, residual)
+    return linear(x) if residual is None else residual + linear(x)
+
+
+@torch.no_grad()
+def join(model: nn.Module) -> None:
+    """Lay the weights and biases of the modules that a module lists in `joint` side by side. Again is harmless.
+
+    `into` of a module names the one that reads what comes of them, elementwise: where its width is no multiple of 8,
+    rows that the kernels cannot load 16 bytes at a time, all of them are padded with zeros, in memory alone.
+    """
+    for module in model.modules():
+        for names in getattr(module, "joint", ()):
+            linears = [getattr(module, name) for name in names]
+            if all(_plain(linear) for linear in linears):
+                every = _pad(getattr(module, module.into)) if hasattr(module, "into") else 0
+                _lay([linear.weight for linear in linears], every)
+                _lay([linear.bias for linear in linears], every)
+
+
+def joined(linears: Sequence[nn.Module], every: int = 0) -> tuple[Tensor, Tensor | None] | None:
+    """Weight [N, K] and bias [N] of all of them as one map, each in `every` rows (0: in as many as it has). None where
+    they do not lie so, are more than `Linear`, a gradient is to reach them one by one, and inside torch.compile."""
+    if torch.compiler.is_compiling() or not all(_plain(linear) for linear in linears):
+        return None
+    weight, bias = (_as_one([getattr(linear, name) for linear in linears], every) for name in ("weight", "bias"))
+    return None if weight is None or (bias is None and linears[0].bias is not None) else (weight, bias)
+
+
+def padded_width(linear: nn.Module) -> int:
+    """The width of the rows of its weight in memory, which it may be given instead of its own width."""
+    if not _plain(linear) or (torch.is_grad_enabled() and linear.weight.requires_grad):
+        return linear.in_features
+    return linear.weight.stride(0)
+
+
+def _plain(linear: nn.Module) -> bool:
+    """Whether calling it is a product with its weight and nothing else."""
+    return type(linear) is Linear and not (
+        linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
+    )
+
+
+def _pad(linear: nn.Module) -> int:
+    """Make the rows of its weight longer in memory where they are misaligned. Returns `padded_width`."""
+    if _plain(linear) and linear.in_features % 8 and linear.weight.is_contiguous() and not linear.weight.is_meta:
+        width = -(-linear.in_features // PADDED) * PADDED
+        whole = linear.weight.new_zeros(linear.out_features, width)
+        whole[:, : linear.in_features] = linear.weight
+        linear.weight.data = whole[:, : linear.in_features]
+    return padded_width(linear)
+
+
+def _with_padding(weight: Tensor) -> Tensor:
+    return weight.detach().as_strided((len(weight), weight.stride(0)), weight.stride())
+
+
+def _lay(parts: list[Tensor], every: int) -> None:
+    like = parts[0]
+    if like is None or any(p.dtype != like.dtype or p.device != like.device for p in parts):
+        return
+    if like.is_meta or _regular(parts, every):
+        return
+    sizes = [every or len(part) for part in parts]
+    whole = like.new_zeros(sum(sizes), *like.shape[1:])
+    for part, place in zip(parts, whole.split(sizes), strict=True):
+        place[: len(part)] = part
+        part.data = place[: len(part)]
+
+
+def _as_one(parts: list[Tensor], every: int) -> Tensor | None:
+    if len(parts) == 1:
+        return parts[0]
+    if parts[0] is None or not _regular(parts, every):
+        return None
+    if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
+        return None
+    first = parts[0].detach()
+    return first.as_strided((sum(every or len(part) for part in parts), *first.shape[1:]), first.stride())
+
+
+def _regular(parts: list[Tensor], every: int) -> bool:
+    """Whether they follow one another in one storage, each in `every` rows (0: in as many as it has)."""
+    return all(
+        b.data_ptr() == a.data_ptr() + (every or len(a)) * a.stride(0) * a.element_size()
+        and b.untyped_storage().data_ptr() == a.untyped_storage().data_ptr()
+        and a.is_contiguous()
+        and b.is_contiguous()
+        for a, b in pairwise(parts)
+    )

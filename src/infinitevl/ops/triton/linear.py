@@ -1,0 +1,226 @@
+"""Linear maps in Triton, for the shapes that cuBLAS is slow at: one row (a decoded token), a few rows (tokens of many
+streams), and frames where the weight has few rows. The rest stays with cuBLAS.
+
+One row: no tensor cores, a program sums whole rows of the weight, which is read once, 16 bytes a thread.
+More: tiles of out^T = weight x^T, so that the weight is the wide side of the tensor cores' product however few the
+rows of x are. Where that gives too few tiles for the processors, K is split and a second kernel adds the parts up.
+
+Every launch may begin before the one before it has ended (`launches`), and loads weights meanwhile: they must not be
+results of the kernels of this package.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+
+from infinitevl.ops.triton.launch import launches
+from infinitevl.ops.triton.pointwise import add_parts, silu_product
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A product with one row: rows of the weight in a program, columns that it takes at once, warps."""
+
+    block_n: int = 2
+    block_k: int = 1024
+    warps: int = 4
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Sizes of a tile in M, N and K, parts that K is split in, and Triton's launch options."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    splits: int = 1
+    warps: int = 4
+    stages: int = 4
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    """Raises NotImplementedError for what is `unsupported`."""
+    rows = _rows(x, weight, bias, residual)
+    plan = plan_of(len(rows), *weight.shape)
+    if residual is not None:
+        residual = residual.reshape(-1, len(weight))
+    return multiply(rows, weight, bias, residual, plan=plan).view(*x.shape[:-1], -1)
+
+
+def swiglu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Raises NotImplementedError for what is `unsupported`."""
+    rows = _rows(x, weight, bias)
+    plan = plan_of(len(rows), *weight.shape, gated=True)
+    return multiply(rows, weight, bias, plan=plan, gated=True).view(*x.shape[:-1], -1)
+
+
+def unsupported(x: Tensor, *others: Tensor | None) -> str | None:
+    """Why these kernels cannot take such inputs; None where they can."""
+    tensors = [x, *(y for y in others if y is not None)]
+    if torch.is_grad_enabled() and any(y.requires_grad for y in tensors):
+        return "it has no gradient"
+    if x.dtype != torch.bfloat16 or any(y.dtype != x.dtype for y in tensors):
+        return "everything must be bfloat16"
+    if any(y.stride(-1) != 1 for y in tensors):
+        return "the last dimension must be contiguous"
+    return "autocast chooses dtypes" if torch.is_autocast_enabled(x.device.type) else None
+
+
+def plan_of(m: int, n: int, k: int, gated: bool = False) -> Rows | Tiles | None:
+    """From the shapes alone, as measured on an H100; None is cuBLAS. n counts gate and up."""
+    if m == 1:
+        return Rows(1) if gated else Rows()
+    if m <= 64:
+        few = n < 8192 and k >= 4096
+        block = max(16, triton.next_power_of_2(m))
+        return Tiles(block, 64, 128, splits=4 if few else 1, stages=4 if few or gated or m > 16 else 6)
+    if m <= 512 and n < 8192 and k >= 8192:
+        return Tiles(128, 128, 64, splits=4)
+    return None
+
+
+def multiply(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    plan: Rows | Tiles | None,
+    gated: bool = False,
+) -> Tensor:
+    """`ops.linear`, or `ops.swiglu` where gated, of x [M, K] and residual [M, N] by a plan."""
+    if plan is None:
+        y = F.linear(x, weight, bias)
+        y = silu_product(y) if gated else y
+        return y if residual is None else residual + y
+    run = _one_row if isinstance(plan, Rows) else _tiles
+    with torch.cuda.device_of(x):
+        return run(x, weight, bias, residual, plan, gated)
+
+
+def _rows(x: Tensor, *others: Tensor | None) -> Tensor:
+    reason = unsupported(x, *others)
+    if reason:
+        raise NotImplementedError(f"linear maps in Triton: {reason}")
+    return x.reshape(-1, x.shape[-1])
+
+
+def _one_row(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, plan: Rows, gated: bool
+) -> Tensor:
+    n, k = len(weight) // (2 if gated else 1), x.shape[1]
+    out = torch.empty(1, n, dtype=x.dtype, device=x.device)
+    early, options = launches(x)
+    _row_kernel[(triton.cdiv(n, plan.block_n),)](
+        x, weight, bias, residual, out, n, k, weight.stride(0),
+        GATED=gated, BLOCK_N=plan.block_n, BLOCK_K=plan.block_k, EARLY=early, num_warps=plan.warps, **options,
+    )  # fmt: skip
+    return out
+
+
+def _tiles(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, plan: Tiles, gated: bool
+) -> Tensor:
+    (m, k), n = x.shape, len(weight) // (2 if gated else 1)
+    whole = plan.splits == 1
+    shape, dtype = ((m, n), x.dtype) if whole else ((plan.splits, m, n), torch.float32)
+    out = torch.empty(shape, dtype=dtype, device=x.device)
+    early, options = launches(x)
+    _tile_kernel[triton.cdiv(n, plan.block_n), triton.cdiv(m, plan.block_m), plan.splits](
+        x, weight, bias if whole else None, residual if whole else None, out, m, n, k,
+        x.stride(0), weight.stride(0), 0 if residual is None else residual.stride(0),
+        GATED=gated, SPLITS=plan.splits, BLOCK_M=plan.block_m, BLOCK_N=plan.block_n, BLOCK_K=plan.block_k,
+        EARLY=early, num_warps=plan.warps, num_stages=plan.stages, **options,
+    )  # fmt: skip
+    return out if whole else add_parts(out, bias, residual, x.dtype)
+
+
+@triton.jit
+def _row_kernel(
+    x, weight, bias, residual, out, N, K, w_row,
+    GATED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """out[n] = residual[n] + bias[n] + sum_k x[k] weight[n, k]. GATED: the weight has 2 N rows, and
+    out[n] = residual[n] + silu(y[n]) y[N + n]. The next columns of the weight are on their way while these are added.
+    """
+    rows, k = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    safe = tl.minimum(rows, N - 1).to(tl.int64)
+    at = weight + safe[:, None] * w_row + k[None, :]
+    up_at = weight + (N + safe)[:, None] * w_row + k[None, :]
+    w = tl.load(at, mask=(k < K)[None, :], other=0.0)
+    if GATED:
+        up_w = tl.load(up_at, mask=(k < K)[None, :], other=0.0)
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    up_total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    for _ in range(0, K, BLOCK_K):
+        y = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+        k += BLOCK_K
+        at += BLOCK_K
+        next_w = tl.load(at, mask=(k < K)[None, :], other=0.0)
+        total += w.to(tl.float32) * y
+        w = next_w
+        if GATED:
+            up_at += BLOCK_K
+            next_w = tl.load(up_at, mask=(k < K)[None, :], other=0.0)
+            up_total += up_w.to(tl.float32) * y
+            up_w = next_w
+    y, real = tl.sum(total, 1), rows < N
+    if bias is not None:
+        y += tl.load(bias + rows, mask=real, other=0.0).to(tl.float32)
+    if GATED:
+        up = tl.sum(up_total, 1)
+        if bias is not None:
+            up += tl.load(bias + N + rows, mask=real, other=0.0).to(tl.float32)
+        y *= tl.sigmoid(y) * up
+    if residual is not None:
+        y += tl.load(residual + rows, mask=real, other=0.0).to(tl.float32)
+    tl.store(out + rows, y, mask=real)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _tile_kernel(
+    x, weight, bias, residual, out, M, N, K, x_row, w_row, residual_row,
+    GATED: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """As `_row_kernel`, of M rows. SPLITS > 1: out is [SPLITS, M, N] float32, each the sum over a part of K."""
+    n, m = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    split, k = tl.program_id(2), tl.arange(0, BLOCK_K)
+    safe = tl.minimum(n, N - 1).to(tl.int64)
+    w_at = weight + safe[:, None] * w_row + k[None, :]
+    up_at = weight + (N + safe)[:, None] * w_row + k[None, :]
+    x_at = x + tl.minimum(m, M - 1).to(tl.int64)[:, None] * x_row + k[None, :]
+    blocks = tl.cdiv(K, BLOCK_K)
+    first, last = split * blocks // SPLITS, (split + 1) * blocks // SPLITS
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    up_total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for block in range(first, last):
+        real = (k < K - block * BLOCK_K)[None, :]
+        y = tl.trans(tl.load(x_at + block * BLOCK_K, mask=real, other=0.0))
+        w = tl.load(w_at + block * BLOCK_K, mask=real, other=0.0)
+        total = tl.dot(w, y, total)
+        if GATED:
+            w = tl.load(up_at + block * BLOCK_K, mask=real, other=0.0)
+            up_total = tl.dot(w, y, up_total)
+    if bias is not None:
+        total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
+    if GATED:
+        if bias is not None:
+            up_total += tl.load(bias + N + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
+        total *= tl.sigmoid(total) * up_total
+    total, real = tl.trans(total), (m < M)[:, None] & (n < N)[None, :]
+    if residual is not None:
+        at = residual + m.to(tl.int64)[:, None] * residual_row + n[None, :]
+        total += tl.load(at, mask=real, other=0.0).to(tl.float32)
+    at = out + (split * M + m).to(tl.int64)[:, None] * N + n[None, :]
+    tl.store(at, total.to(out.dtype.element_ty), mask=real)

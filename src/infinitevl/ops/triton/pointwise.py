@@ -1,0 +1,97 @@
+"""What lies between products at inference, in Triton: RMSNorm, sums of a split product's parts, SwiGLU's product."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from infinitevl.ops.triton.launch import launches
+
+BLOCK = 1024
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Raises NotImplementedError where a gradient is asked for, for mixed dtypes and for float64."""
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        raise NotImplementedError("RMSNorm in Triton: it has no gradient")
+    if x.dtype == torch.float64 or x.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type):
+        raise NotImplementedError("RMSNorm in Triton: x and weight must have one dtype, not float64, and keep it")
+    rows = x.reshape(-1, x.shape[-1])
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()
+    out, width = torch.empty(rows.shape, dtype=x.dtype, device=x.device), rows.shape[1]
+    early, options = launches(x)
+    block = triton.next_power_of_2(width)
+    with torch.cuda.device_of(x):
+        _norm_kernel[(len(rows),)](
+            rows, weight, out, width, rows.stride(0), eps,
+            BLOCK=block, EARLY=early, num_warps=min(max(block // 512, 1), 8), **options,
+        )  # fmt: skip
+    return out.view(x.shape)
+
+
+def add_parts(parts: Tensor, bias: Tensor | None, residual: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """residual + sum of parts + bias. parts: [P, M, N] float32; bias: [N]; residual: [M, N]. Returns [M, N]."""
+    count, m, n = parts.shape
+    out = torch.empty(m, n, dtype=dtype, device=parts.device)
+    early, options = launches(parts)
+    with torch.cuda.device_of(parts):
+        _add_kernel[triton.cdiv(n, BLOCK), m](
+            parts, bias, residual, out, m, n, 0 if residual is None else residual.stride(0),
+            PARTS=count, BLOCK=BLOCK, EARLY=early, **options,
+        )  # fmt: skip
+    return out
+
+
+def silu_product(x: Tensor) -> Tensor:
+    """silu(gate) up, of x [M, 2 N] with gate and up side by side; its rows may have a stride of their own."""
+    m, n = len(x), x.shape[1] // 2
+    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
+    early, options = launches(x)
+    with torch.cuda.device_of(x):
+        _silu_kernel[triton.cdiv(n, BLOCK), m](x, out, n, x.stride(0), BLOCK=BLOCK, EARLY=early, **options)
+    return out
+
+
+@triton.jit
+def _norm_kernel(x, weight, out, N, x_row, eps, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    mask = column < N
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+    w = tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    y = tl.load(x + row * x_row + column, mask=mask, other=0.0).to(tl.float32)
+    y *= tl.rsqrt(tl.sum(y * y, 0) / N + eps) * w
+    tl.store(out + row * N + column, y, mask=mask)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _add_kernel(
+    parts, bias, residual, out, M, N, residual_row, PARTS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
+):
+    row, column = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < N
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    total = tl.zeros((BLOCK,), tl.float32)
+    for part in tl.static_range(PARTS):
+        total += tl.load(parts + (part * M + row) * N + column, mask=mask, other=0.0)
+    if bias is not None:
+        total += tl.load(bias + column, mask=mask, other=0.0).to(tl.float32)
+    if residual is not None:
+        total += tl.load(residual + row * residual_row + column, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + row * N + column, total, mask=mask)
+
+
+@triton.jit
+def _silu_kernel(x, out, N, x_row, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    row, column = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < N
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    gate = tl.load(x + row * x_row + column, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(x + row * x_row + N + column, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + row * N + column, gate * tl.sigmoid(gate) * up, mask=mask)
