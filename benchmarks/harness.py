@@ -43,6 +43,12 @@ def microseconds(calls: list[Callable[[], object]], repeats: int = 50) -> float:
     return 1e3 * median(times[5:]) / len(calls)
 
 
+def timing(op: str, batch: int, time: int, spent: float, floor: float, plan: str = "") -> dict:
+    """A row of a table. spent: microseconds; floor: the least seconds that it can take."""
+    share = f"{1e8 * floor / spent:.0f}%"
+    return {"op": op, "B": batch, "T": time, "us": spent, "floor us": floor * 1e6, "of floor": share, "plan": plan}
+
+
 def report(title: str, rows: list[dict], **facts: object) -> None:
     """Print `rows` as a table and, last, everything as one JSON line."""
     tabulate(title, rows)

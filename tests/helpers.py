@@ -104,7 +104,7 @@ def poison(x: Tensor, lengths: Tensor | None) -> Tensor:
     """NaN at the padding of x [B, T, ...]."""
     if lengths is None:
         return x
-    padding = torch.arange(x.shape[1]) >= lengths[:, None]
+    padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None].to(x.device)
     return x.masked_fill(padding.view(*padding.shape, *[1] * (x.dim() - 2)), float("nan"))
 
 

@@ -5,19 +5,20 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from engine_kit import alone, picture
 from source_kit import film
 
 from infinitevl.cluster.hub import SharedHub
+from infinitevl.cluster.replica import Adopting
 from infinitevl.engine.engine import Engine
 from infinitevl.engine.store import Store
 from infinitevl.engine.types import Asking, Budget
 from infinitevl.errors import NotFound, StorageError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
-from infinitevl.server.keys import EVERYBODY
+from infinitevl.server.keys import EVERYBODY, Keys
 from infinitevl.server.outbox import Finished, Outbox
 from infinitevl.server.room import Source
 from infinitevl.server.settings import Settings
@@ -186,3 +187,24 @@ async def test_an_upload_is_watched_to_its_end_on_the_other_one(model: Model, tm
         await eventually(lambda: second.rooms[id].source.status == "ended")  # type: ignore[union-attr]
         await eventually(lambda: second.engine.look(id).frames + second.engine.look(id).dropped == 16)
         assert not list(second.settings.uploads.iterdir())
+
+
+@awaited
+async def test_who_has_no_key_moves_no_stream(model: Model, tmp_path: Path):
+    """The app answers all three; only the request with a key has the stream held here before."""
+    answered: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        answered.append(id in there.rooms)
+
+    async with pair(model, tmp_path) as two:
+        here, there = two.hubs
+        there.keys = Keys(["key-of-the-first"])
+        id = await opened(here)
+        adopting = Adopting(app, there)
+        keys = (b"Bearer wrong-key", b"Bearer key-of-the-first")
+        for headers in ([], *([(b"authorization", key)] for key in keys)):
+            for kind in ("http", "websocket"):
+                scope = {"type": kind, "path": f"/v1/streams/{id}", "headers": headers, "subprotocols": []}
+                await adopting(scope, cast(Any, None), cast(Any, None))
+        assert answered == [False] * 4 + [True] * 2 and id not in here.rooms

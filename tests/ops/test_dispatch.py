@@ -13,12 +13,26 @@ CALLS = {
     "write_ring": lambda **backend: ops.write_ring(
         torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4), X, X, torch.zeros(1, dtype=torch.int64), **backend
     ),
-    "linear": lambda **backend: ops.linear(X, torch.randn(3, 4), **backend),
-    "swiglu": lambda **backend: ops.swiglu(X, torch.randn(6, 4), **backend),
-    "rms_norm": lambda **backend: ops.rms_norm(X, X[0, 0, 0], 1e-5, **backend),
     "rotate_heads": lambda **backend: ops.rotate_heads(
         torch.randn(2, 3, 1, 4), torch.randn(2, 1, 2), torch.randn(2, 1, 2), **backend
     ),
+    "ring_attention": lambda **backend: ops.ring_attention(
+        X,
+        X,
+        X,
+        X[..., :2],
+        X[..., :2],
+        torch.zeros(1, 1, 4, 4),
+        torch.zeros(1, 1, 4, 4),
+        torch.zeros(1).long(),
+        **backend,
+    ),
+    "rotary_table": lambda **backend: ops.rotary_table(
+        torch.ones(3, 1, 2).long(), torch.ones(4), torch.zeros(4).long(), torch.float32, **backend
+    ),
+    "linear": lambda **backend: ops.linear(X, torch.randn(3, 4), **backend),
+    "swiglu": lambda **backend: ops.swiglu(X, torch.randn(6, 4), **backend),
+    "rms_norm": lambda **backend: ops.rms_norm(X, X[0, 0, 0], 1e-5, **backend),
     "gated_rms_norm": lambda **backend: ops.gated_rms_norm(X, X, X[0, 0, 0], 1e-5, **backend),
     "delta_mixer": lambda **backend: ops.delta_mixer(
         ops.DeltaInputs(X, X, X, X, X[..., 0], X[..., 0]),

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from server_kit import KEY, NAME, OTHER, Served, encoded, eventually, fault, picture
 from source_kit import RtspCamera, Site, film, redirect, write_films
+from test_server_live import closed
+from websockets.exceptions import InvalidStatus
 
 from infinitevl.errors import InfiniteVLError
 from infinitevl.server import allowed as allowing
@@ -397,6 +399,25 @@ def test_the_password_is_sent_to_the_source_alone(serve, site: Site, canary: Sit
     served = serve(sources=(f"{site.url}/", f"{canary.url}/"), **QUICK)
     failed(served, f"{site.url}/film".replace("://", "://me:pass@"))
     assert heard == [f"Basic {base64.b64encode(b'me:pass').decode()}", None]
+
+
+def test_a_key_has_so_many_requests_and_connections(serve):
+    """Those of another key are not touched, nor what needs none; what ends makes room."""
+    served = serve(keys=(KEY, OTHER), requests_per_key=3)
+    id, other = served.open(), served.client(OTHER)
+    with served.connect(id, KEY), served.connect(id, KEY) as last:
+        with served.http.stream("GET", f"/v1/streams/{id}/events"):
+            assert "at most 3" in fault(served.http.get("/v1/streams"), 429, "rate_limit")
+            with pytest.raises(InvalidStatus) as refused, served.connect(id, KEY):
+                pass
+            assert refused.value.response.status_code == 429 and b"rate_limit" in refused.value.response.body
+            assert other.get("/v1/streams").status_code == served.http.get("/healthz").status_code == 200
+            with served.connect(id, OTHER) as stranger:
+                assert closed(stranger) == 4404
+        assert eventually(lambda: served.http.get("/v1/streams").status_code == 200)
+        last.close()
+        assert eventually(lambda: served.look(id)["id"] == id)
+    other.close()
 
 
 # Bodies

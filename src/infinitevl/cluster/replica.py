@@ -19,7 +19,8 @@ from infinitevl.errors import InfiniteVLError, NotFound
 from infinitevl.model.loading import load
 from infinitevl.server import lasting
 from infinitevl.server.app import create_app
-from infinitevl.server.faults import answer
+from infinitevl.server.faults import Unauthorized, answer
+from infinitevl.server.keys import brought
 from infinitevl.server.metrics import Metrics
 from infinitevl.server.settings import Settings
 
@@ -102,7 +103,7 @@ def _quiet() -> None:
 
 
 class Adopting:
-    """ASGI: before a request for a stream is answered, the stream is held here."""
+    """ASGI: before a request for a stream is answered, the stream is held here. Who has no key moves none."""
 
     def __init__(self, app: ASGIApp, hub: SharedHub) -> None:
         self._app, self._hub = app, hub
@@ -110,8 +111,9 @@ class Adopting:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan" and (id := stream_of(scope["path"])):
             try:
+                self._hub.keys.owner(brought(scope))
                 await self._hub.adopt(id)
-            except NotFound:  # the app says so, to those who may know
+            except (Unauthorized, NotFound):  # the app says so, to those who may know
                 pass
             except InfiniteVLError as error:
                 if scope["type"] == "websocket":

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from infinitevl.errors import InfiniteVLError
+from infinitevl.model.graphs import replays, takes_slots
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.state import State
+from infinitevl.model.transfer import to_device
 
 CPU = torch.device("cpu")
 
@@ -35,6 +37,7 @@ class Pool:
             raise InfiniteVLError("a model with full_attention layers has no state of constant size to serve from")
         self.model = model
         self.state = model.allocate_state(slots)
+        self.in_slots = replays(model) and takes_slots(model)
         self._seated: dict[int, Seat] = {}
         self._uses = 0
 
@@ -48,12 +51,20 @@ class Pool:
         return len(self._seated)
 
     @contextmanager
-    def working(self, seats: Sequence[Seat]) -> Iterator[State]:
-        """The states of `seats` as rows of one, written back at the end, unless an error comes: then none changes."""
+    def working(self, seats: Sequence[Seat], rows: int | None = None) -> Iterator[State]:
+        """The states of `seats` as rows of one. Where kernels reach them in their slots, they change there; else they
+        are copied, and written back at the end, unless an error comes: then none changes.
+
+        rows: so many, the last of which rest; in slots only.
+        """
         slots = self._seat(seats)
-        rows = self.state.take(slots)
-        yield rows
-        self.state.put(slots, rows)
+        if self.in_slots:
+            resting = [-1] * ((rows or len(slots)) - len(slots))
+            yield self.state.at(to_device(torch.tensor([*slots, *resting]), self.model.device))
+            return
+        copies = self.state.take(slots)
+        yield copies
+        self.state.put(slots, copies)
 
     def fork(self, seat: Seat) -> Seat:
         """A seat with a copy of a state: in a slot where one is free, else in the host's memory."""

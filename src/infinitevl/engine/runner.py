@@ -1,6 +1,6 @@
 """The one owner of tensors: puts frames into streams, prompts and tokens into answers, many at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,12 @@ from infinitevl.streaming.speaking import Speaker
 from infinitevl.streaming.text import Sampling, choose
 
 CHUNK = 256  # tokens of a prompt that are put in at once: about a frame's
+MOST = 16  # frames at once on a GPU
+
+
+def with_rows(x: Tensor, rows: int) -> Tensor:
+    """x [B, ...] -> [rows, ...], zeros behind."""
+    return x if len(x) == rows else torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])])
 
 
 @dataclass
@@ -40,6 +46,12 @@ class Runner:
     ) -> None:
         """A frame for each of some streams. pixels: uint8 [B, h, w, 3] of a size that the model takes; times: on the
         streams' clocks. Opens the videos of streams in which none is open."""
+        for part in self._parts(len(seats)):
+            self._watch(seats[part], sessions[part], pixels[part], times[part])
+
+    def _watch(
+        self, seats: Sequence[Seat], sessions: Sequence[Session], pixels: Tensor, times: Sequence[float]
+    ) -> None:
         model = self.model
         height, width = (side // model.processor.settings.patch_size for side in pixels.shape[1:3])
         features = encode_frames(model, pixels)
@@ -59,35 +71,54 @@ class Runner:
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Prefill], samplings: Sequence[Sampling]) -> list[int | None]:
         """The next tokens of some prompts; the token chosen after those that are whole now."""
-        with self.pool.working([prompt.seat for prompt in prompts]) as state:
-            pieces = [self._piece(prompt, state.position[i]) for i, prompt in enumerate(prompts)]
-            lengths = [len(piece.embeds) for piece in pieces]
+        with self.pool.working([prompt.seat for prompt in prompts], self._rows(len(prompts))) as state:
+            pieces = [self._piece(prompt, state.of("position")[i]) for i, prompt in enumerate(prompts)]
+            lengths = [len(piece.embeds) for piece in pieces] + [0] * (state.batch_size - len(pieces))
             embeds, vision = (
                 pad_sequence([getattr(piece, name) for piece in pieces], batch_first=True)
                 for name in ("embeds", "vision")
             )
             places = pad_sequence([piece.positions.T for piece in pieces], batch_first=True)
+            embeds, vision, places = (with_rows(x, state.batch_size) for x in (embeds, vision, places))
             logits = take_tokens(self.model, state, embeds, places.permute(2, 0, 1), vision, lengths)
         for prompt, length in zip(prompts, lengths, strict=True):
             prompt.done += length
         whole = [prompt.done == prompt.prompt.length for prompt in prompts]
         if not any(whole):
             return [None] * len(prompts)
-        chosen = choose(logits[whole], [sampling for sampling, ends in zip(samplings, whole, strict=True) if ends])
+        chosen = choose(
+            logits[: len(prompts)][whole], [sampling for sampling, ends in zip(samplings, whole, strict=True) if ends]
+        )
         following = iter(chosen.tolist())
         return [next(following) if ends else None for ends in whole]
 
     @torch.inference_mode()
     def write(self, seats: Sequence[Seat], tokens: Sequence[int], samplings: Sequence[Sampling]) -> list[int]:
         """A token for each of some answers; the one chosen after it."""
-        with self.pool.working(seats) as state:
-            speaker = Speaker(self.model, state, samplings, ends=())
-            return speaker.go_on(to_device(torch.tensor(tokens), self.model.device)).tolist()
+        with self.pool.working(seats, self._rows(len(seats))) as state:
+            resting = state.batch_size - len(seats)
+            speaker = Speaker(self.model, state, [*samplings, *[Sampling()] * resting], ends=())
+            ids = to_device(torch.tensor([*tokens, *[0] * resting]), self.model.device)
+            return speaker.go_on(ids).tolist()[: len(seats)]
 
     @torch.inference_mode()
     def norms(self, seat: Seat) -> list[float]:
         """Norm of the memory of every Gated DeltaNet layer."""
         return self.pool.read(seat).memory_norm()[:, 0].tolist()
+
+    def _rows(self, count: int) -> int:
+        """Rows that text is computed with: in slots the next power of two, lest every number has graphs of its own."""
+        return 1 << (count - 1).bit_length() if self.pool.in_slots else count
+
+    def _parts(self, count: int) -> Iterator[slice]:
+        """Frames that are computed together: in slots powers of two, since a frame of a row that rests costs as much
+        as another; no more than MOST."""
+        start = 0
+        while start < count:
+            left = count - start
+            size = min(MOST, 1 << (left.bit_length() - 1)) if self.pool.in_slots else left
+            yield slice(start, start + size)
+            start += size
 
     def _piece(self, prefill: Prefill, position: Tensor) -> Piece:
         start = prefill.done

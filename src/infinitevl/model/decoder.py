@@ -71,4 +71,6 @@ class Decoder(nn.Module):
         rope = self.config.rope_parameters or {}
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         cos, sin = rotary_table(positions, self.config.head_dim or 0, rope["rope_theta"], rope["mrope_section"], wide)
-        return Chunk(cos, sin, lengths, seq_idx, None if state is None else state.count)
+        return Chunk(
+            cos, sin, lengths, seq_idx, *((None, None) if state is None else (state.of("count"), state.slots))
+        )

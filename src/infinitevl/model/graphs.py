@@ -3,7 +3,8 @@
 A graph reads and writes fixed addresses. Its inputs are copied into tensors of its own; the state that it changes is
 the one on a `Desk`, the only state of its batch size that graphs know. A state that is fed is put on the desk, which
 takes over its tensors; the one that lay there before, if anyone still holds it, gets tensors of its own. So a stream
-that is fed again and again is never copied, and one that takes turns with others is copied once a turn.
+that is fed again and again is never copied, and one that takes turns with others is copied once a turn. Rows of a
+larger state (`State.at`) stay where they are: their places are an input like others.
 
 Everywhere but on a GPU the same functions just run.
 """
@@ -13,7 +14,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -50,6 +51,14 @@ def replays(model: Any, state: State | None = None) -> bool:
     return not grows and not torch.cuda.is_current_stream_capturing()
 
 
+def takes_slots(model: Any) -> bool:
+    """Whether the kernels of this model's operations reach rows in their places, all of them, in one graph."""
+    from infinitevl.ops.triton import kinds
+
+    text = model.config.text_config
+    return kinds.in_slots(model.dtype, text.head_dim, text.linear_head_dim, text.linear_value_dim, text.linear_rule)
+
+
 def graphs_of(model: Any) -> "Graphs":
     if model.graphs is None:
         model.graphs = Graphs()
@@ -82,14 +91,20 @@ class Graph:
         self._function = function  # and what it holds on to, which the graph reads
         self.inputs = tuple(x.clone() for x in inputs)
         self.graph = torch.cuda.CUDAGraph()
+        self.slots: Tensor | None = None
+        if state is not None and state.slots is not None:
+            self.slots = torch.full_like(state.slots, -1)  # all rows rest, so that nothing changes now
+            state = state.at(self.slots)
         bound = state.bound if state is not None else 0
-        with _unchanged(state):
+        with nullcontext() if self.slots is not None else _unchanged(state):
             _warm_up(function, self.inputs, state)
             with _no_collection(), torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
                 self.outputs = function(state, *self.inputs)
             self.tokens = (state.bound - bound) // (WARMUPS + 1) if state is not None else 0
 
-    def __call__(self, *inputs: Tensor) -> Any:
+    def __call__(self, inputs: tuple[Tensor, ...], slots: Tensor | None) -> Any:
+        if self.slots is not None:
+            self.slots.copy_(slots)
         for mine, given in zip(self.inputs, inputs, strict=True):
             if mine.data_ptr() != given.data_ptr():
                 mine.copy_(given, non_blocking=True)
@@ -119,16 +134,20 @@ class Graphs:
     def run(
         self, model: Any, key: Hashable, function: Function, inputs: tuple[Tensor, ...], state: State | None
     ) -> Any:
-        batch = None if state is None else state.batch_size
         shapes = tuple((x.shape, x.dtype) for x in inputs)
-        key = key, batch, shapes, ops.preferred(), model.lm_head.weight.data_ptr()
         with self._lock, torch.cuda.device(model.device):
-            desk = None if state is None else self._seat(state)
-            graph = self._graphs.get(key) or self._capture(key, function, inputs, desk)
+            there = None if state is None else self._place(state)
+            at = None if there is None else (there.count.data_ptr(), there.batch_size)
+            key = key, at, shapes, ops.preferred(), model.lm_head.weight.data_ptr()
+            graph = self._graphs.get(key) or self._capture(key, function, inputs, there)
             self._graphs.move_to_end(key)
             if state is not None:
                 state.bound += graph.tokens
-            return graph(*inputs)
+            return graph(inputs, None if state is None else state.slots)
+
+    def _place(self, state: State) -> State:
+        """What graphs read and write for `state`: places that it names, or the desk, on which it is put."""
+        return state if state.slots is not None else self._seat(state).state
 
     def _seat(self, state: State) -> Desk:
         desk = self._desks.get(state.batch_size)
@@ -137,12 +156,12 @@ class Graphs:
         desk.seat(state)
         return desk
 
-    def _capture(self, key: Hashable, function: Function, inputs: tuple[Tensor, ...], desk: Desk | None) -> Graph:
+    def _capture(self, key: Hashable, function: Function, inputs: tuple[Tensor, ...], state: State | None) -> Graph:
         while len(self._graphs) >= self.limit:
             self._graphs.popitem(last=False)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        graph = Graph(function, inputs, desk.state if desk else None, self._pool)
+        graph = Graph(function, inputs, state, self._pool)
         self._graphs[key] = graph
         return graph
 

@@ -22,7 +22,8 @@ class Chunk:
     """What all layers share about the tokens of one forward pass.
 
     cos, sin: [B, T, 1, head_dim / 2]; lengths: [B] real tokens a row (None: all T); seq_idx: [B, T] packed
-    sequences; count: [B] tokens that the state has seen before this chunk (None without a state).
+    sequences; count: [B] tokens that the state has seen before this chunk (None without a state);
+    slots: [B] the place of every row in the state, as in `ops` (None: row b is at b).
     """
 
     cos: Tensor
@@ -30,6 +31,7 @@ class Chunk:
     lengths: Tensor | None
     seq_idx: Tensor | None
     count: Tensor | None
+    slots: Tensor | None = None
 
 
 class RMSNorm(nn.Module):
@@ -39,8 +41,6 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():  # which must not see the dispatch
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return ops.rms_norm(x, self.weight, self.eps)
 
 
@@ -84,13 +84,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, chunk: Chunk, state: AttentionState | None, residual: Tensor | None = None) -> Tensor:
         """x, residual: [B, T, hidden]. Reads the ring, then writes the chunk into it."""
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in project(x, self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(q, chunk.cos, chunk.sin), rotate(k, chunk.cos, chunk.sin)
-        ring = (state.keys, state.values, chunk.count) if state is not None else (None, None, None)
-        o = ops.window_attention(
-            q, k, v, *ring, window=self.window, sinks=self.sinks, lengths=chunk.lengths, seq_idx=chunk.seq_idx
-        )
+        seen = {"window": self.window, "sinks": self.sinks, "lengths": chunk.lengths}
         if state is not None and chunk.count is not None:
-            ops.write_ring(state.keys, state.values, k, v, chunk.count, sinks=self.sinks, lengths=chunk.lengths)
+            o = ops.ring_attention(
+                q, k, v, chunk.cos, chunk.sin, state.keys, state.values, chunk.count, **seen, slots=chunk.slots
+            )
+        else:
+            q, k = rotate(q, chunk.cos, chunk.sin), rotate(k, chunk.cos, chunk.sin)
+            o = ops.window_attention(q, k, v, **seen, seq_idx=chunk.seq_idx)
         return project_onto(residual, o.flatten(2), self.o_proj)
 
 
@@ -135,7 +136,7 @@ class GatedDeltaNet(nn.Module):
         if state is not None and not torch.is_grad_enabled():
             o = ops.delta_mixer(
                 inputs, self.weights, state.memory, state.tail,
-                rule=self.rule, lengths=chunk.lengths, arrived=state.arrived,
+                rule=self.rule, slots=chunk.slots, lengths=chunk.lengths, arrived=state.arrived,
             )  # fmt: skip
         else:
             o = self._mixed(inputs, chunk, state)

@@ -7,6 +7,7 @@ results.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,13 @@ PADDED = 64  # padded widths are multiples of it
 
 
 class Linear(nn.Linear):
-    """nn.Linear, computed by `ops`, but where torch.compile is at work, which must not see the dispatch."""
+    """nn.Linear, computed by `ops`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return super().forward(input)
         return ops.linear(input, self.weight, self.bias)
 
 
-def project(x: Tensor, *linears: nn.Module) -> Sequence[Tensor]:
+def project(x: Tensor, *linears: Any) -> Sequence[Tensor]:
     """x through several linear maps: one product where their weights are side by side (`join`), whose results are
     then slices of one tensor."""
     whole = joined(linears)
@@ -34,7 +33,7 @@ def project(x: Tensor, *linears: nn.Module) -> Sequence[Tensor]:
     return ops.linear(x, *whole).split([linear.out_features for linear in linears], dim=-1)
 
 
-def project_onto(residual: Tensor | None, x: Tensor, linear: nn.Module) -> Tensor:
+def project_onto(residual: Tensor | None, x: Tensor, linear: Any) -> Tensor:
     """residual + linear(x). x may be as wide as the padded rows of the linear's weight."""
     whole = joined((linear,))
     if whole is not None:
@@ -50,7 +49,8 @@ def join(model: nn.Module) -> None:
     `into` of a module names the one that reads what comes of them, elementwise: where its width is no multiple of 8,
     rows that the kernels cannot load 16 bytes at a time, all of them are padded with zeros, in memory alone.
     """
-    for module in model.modules():
+    modules: Any = model.modules()
+    for module in modules:
         for names in getattr(module, "joint", ()):
             linears = [getattr(module, name) for name in names]
             if all(_plain(linear) for linear in linears):
@@ -59,7 +59,7 @@ def join(model: nn.Module) -> None:
                 _lay([linear.bias for linear in linears], every)
 
 
-def joined(linears: Sequence[nn.Module], every: int = 0) -> tuple[Tensor, Tensor | None] | None:
+def joined(linears: Sequence[Any], every: int = 0) -> tuple[Tensor, Tensor | None] | None:
     """Weight [N, K] and bias [N] of all of them as one map, each in `every` rows (0: in as many as it has). None where
     they do not lie so, are more than `Linear`, a gradient is to reach them one by one, and inside torch.compile."""
     if torch.compiler.is_compiling() or not all(_plain(linear) for linear in linears):
@@ -68,21 +68,21 @@ def joined(linears: Sequence[nn.Module], every: int = 0) -> tuple[Tensor, Tensor
     return None if weight is None or (bias is None and linears[0].bias is not None) else (weight, bias)
 
 
-def padded_width(linear: nn.Module) -> int:
+def padded_width(linear: Any) -> int:
     """The width of the rows of its weight in memory, which it may be given instead of its own width."""
     if not _plain(linear) or (torch.is_grad_enabled() and linear.weight.requires_grad):
         return linear.in_features
     return linear.weight.stride(0)
 
 
-def _plain(linear: nn.Module) -> bool:
+def _plain(linear: Any) -> bool:
     """Whether calling it is a product with its weight and nothing else."""
     return type(linear) is Linear and not (
         linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
     )
 
 
-def _pad(linear: nn.Module) -> int:
+def _pad(linear: Any) -> int:
     """Make the rows of its weight longer in memory where they are misaligned. Returns `padded_width`."""
     if _plain(linear) and linear.in_features % 8 and linear.weight.is_contiguous() and not linear.weight.is_meta:
         width = -(-linear.in_features // PADDED) * PADDED

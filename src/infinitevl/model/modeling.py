@@ -271,8 +271,8 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
         else:
             positions, deltas = self.get_rope_index(input_ids, image_grid_thw, video_grid_thw, seconds, mask, seq_idx)
             if state is not None:  # what the state calls `run` is text before the first image here, too
-                positions = positions + torch.where(vision.cumsum(1) > 0, state.run[:, None], 0)
-        return positions if state is None else positions + state.position[:, None], deltas
+                positions = positions + torch.where(vision.cumsum(1) > 0, state.of("run")[:, None], 0)
+        return positions if state is None else positions + state.of("position")[:, None], deltas
 
     def get_rope_index(
         self,

@@ -65,6 +65,7 @@ class State:
     """
 
     COUNTERS = ("count", "position", "run", "base")
+    slots: Tensor | None = None  # [B] int64: of these places alone, in this order; a row with a negative one rests
     is_compileable = False  # asked by `generate`
 
     def __init__(
@@ -80,7 +81,7 @@ class State:
 
     @property
     def batch_size(self) -> int:
-        return self.count.shape[0]
+        return len(self.count if self.slots is None else self.slots)
 
     @property
     def nbytes(self) -> int:
@@ -108,18 +109,39 @@ class State:
     def advance(self, positions: Tensor, vision: Tensor, lengths: Tensor | None) -> None:
         """Count a chunk in. positions: [3, B, T]; vision: [B, T] True at image and video tokens; lengths: [B]."""
         steps = torch.arange(vision.shape[1], device=vision.device)
-        added = torch.full_like(self.count, vision.shape[1]) if lengths is None else lengths
+        added = torch.full_like(vision[:, 0], vision.shape[1], dtype=torch.int64) if lengths is None else lengths
         valid = steps < added[:, None]
         largest = positions.amax(0).masked_fill(~valid, -1).amax(1)
         last_vision = torch.where(vision & valid, steps, -1).amax(1)
-        self.run.copy_(torch.where(last_vision < 0, self.run, -1 - last_vision) + added)
-        self.position.copy_(torch.maximum(self.position, largest + 1))
-        self.count.add_(added)
+        self._set("run", torch.where(last_vision < 0, self.of("run"), -1 - last_vision) + added)
+        self._set("position", torch.maximum(self.of("position"), largest + 1))
+        self._set("count", self.of("count") + added)
 
     def open_video(self, mask: Tensor | None = None) -> None:
         """Begin a video here: `base` becomes the position of its first frame. mask: [B] bool, the rows (None: all)."""
-        here = self.position + self.run
-        self.base.copy_(here if mask is None else torch.where(mask, here, self.base))
+        here = self.of("position") + self.of("run")
+        self._set("base", here if mask is None else torch.where(mask, here, self.of("base")))
+
+    def at(self, slots: Tensor) -> "State":
+        """Some rows of this state, as they are and where they are. slots: [B] int64 on the device, see `slots`.
+
+        For `advance` and what reads and writes through `ops`; to copy them, `take` them.
+        """
+        rows = self.view()
+        rows.slots = slots
+        return rows
+
+    def of(self, counter: str) -> Tensor:
+        """[B] a counter of every row."""
+        every = getattr(self, counter)
+        return every if self.slots is None else every[self.slots.clamp(min=0)]
+
+    def _set(self, counter: str, values: Tensor) -> None:
+        if self.slots is None:
+            getattr(self, counter).copy_(values)
+            return
+        more = torch.where(self.slots < 0, 0, values - self.of(counter))  # resting rows share a place with others
+        getattr(self, counter).index_add_(0, self.slots.clamp(min=0), more)
 
     def fork(self) -> "State":
         """An independent copy."""

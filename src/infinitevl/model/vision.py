@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from infinitevl import ops
 from infinitevl.model.configuration import InfiniteVLVisionConfig
 from infinitevl.model.layers import MLP, RMSNorm
+from infinitevl.model.linear import Linear, project_onto
 from infinitevl.model.positions import Grid
 
 EPS, THETA = 1e-6, 10000.0
@@ -114,15 +115,17 @@ class VisionAttention(nn.Module):
     def __init__(self, config: InfiniteVLVisionConfig):
         super().__init__()
         self.heads = config.num_heads
-        self.qkv = nn.Linear(config.hidden_size, config.hidden_size * 3)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, config.hidden_size * 3)
+        self.proj = Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, partition: Partition) -> Tensor:
-        """x: [patches, hidden]; every patch attends to those of its group."""
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, partition: Partition, residual: Tensor | None = None
+    ) -> Tensor:
+        """x, residual: [patches, hidden]; every patch attends to those of its group."""
         q, k, v = ops.rotate_heads(self.qkv(x).unflatten(-1, (3, self.heads, -1)), cos, sin)
         q, k, v = (partition.split(y).transpose(1, 2) for y in (q, k, v))
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=partition.mask)
-        return self.proj(partition.join(o.transpose(1, 2)).flatten(1))
+        return project_onto(residual, partition.join(o.transpose(1, 2)).flatten(1), self.proj)
 
 
 class VisionBlock(GradientCheckpointingLayer):
@@ -134,8 +137,8 @@ class VisionBlock(GradientCheckpointingLayer):
         self.mlp = MLP(config.hidden_size, config.intermediate_size, bias=True)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, partition: Partition) -> Tensor:
-        x = x + self.attn(self.norm1(x), cos, sin, partition)
-        return x + self.mlp(self.norm2(x))
+        x = self.attn(self.norm1(x), cos, sin, partition, x)
+        return self.mlp(self.norm2(x), x)
 
 
 class PatchEmbed(nn.Module):

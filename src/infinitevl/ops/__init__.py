@@ -194,6 +194,55 @@ def write_ring(
     run(ring_k, ring_v, k, v, count, sinks=sinks, lengths=lengths)
 
 
+def rotate_heads(
+    qkv: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [T, H, D] of qkv [T, 3, H, D]; queries and keys turned by the angles of cos and sin
+    [T, 1, D / 2], which pair i with i + D / 2. What is returned may lie in qkv, which is changed then.
+    """
+    return implementation("rotate_heads", qkv.device, backend)(qkv, cos, sin)
+
+
+def ring_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    ring_k: Tensor,
+    ring_v: Tensor,
+    count: Tensor,
+    *,
+    window: int | None = None,
+    sinks: int = 0,
+    lengths: Tensor | None = None,
+    slots: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """All that an attention layer of a stream does between its products: `rotate` q and k by cos and sin,
+    `window_attention` of them and v to the ring, then `write_ring`, in place.
+
+    q, k, v: as the projections leave them, slices of one product perhaps; cos, sin: [B, T, 1, D / 2] of
+    `rotary_table`; the rest as there. Returns [B, T, H, D].
+    slots: [B] int64, the place of every row in rings [N, G, sinks + R, D], all different; None: row b is at b. A row
+    with a negative slot rests: nothing of it is read or written, and its output is 0.
+    """
+    run = implementation("ring_attention", q.device, backend)
+    return run(
+        q, k, v, cos, sin, ring_k, ring_v, count, window=window, sinks=sinks, lengths=lengths, slots=slots
+    )  # fmt: skip
+
+
+def rotary_table(
+    positions: Tensor, frequencies: Tensor, axes: Tensor, dtype: torch.dtype, *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """cos and sin, [B, T, 1, n] of `dtype`, of the angles positions[axes[i]] frequencies[i], exact for |p| < 2^45.
+
+    positions: [3, B, T] int64; frequencies: [n] float32; axes: [n] int64 of 0, 1, 2.
+    """
+    return implementation("rotary_table", positions.device, backend)(positions, frequencies, axes, dtype)
+
+
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -217,15 +266,6 @@ def swiglu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:
     """x / sqrt(mean x^2 + eps) * weight over the last dimension. x: [..., N]; weight: [N]."""
     return implementation("rms_norm", x.device, backend)(x, weight, eps)
-
-
-def rotate_heads(
-    qkv: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [T, H, D] of qkv [T, 3, H, D]; queries and keys turned by the angles of cos and sin
-    [T, 1, D / 2], which pair i with i + D / 2. What is returned may lie in qkv, which is changed then.
-    """
-    return implementation("rotate_heads", qkv.device, backend)(qkv, cos, sin)
 
 
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:

@@ -1,11 +1,15 @@
 """The operations written as their equations, one token at a time. See the package for the contracts."""
 
+from fractions import Fraction
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from infinitevl.ops.mixing import DeltaInputs, DeltaWeights, Operations, mix_in_place
-from infinitevl.ops.rows import work_dtype
+from infinitevl.ops.rows import rotate, work_dtype
+
+TURN = 2 * Fraction("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899")
 
 
 def normalise(x: Tensor) -> Tensor:
@@ -150,6 +154,57 @@ def write_ring(
             ring_v[b, :, slot] = v[b, t]
 
 
+def rotate_heads(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pair by pair."""
+    turned = qkv.to(cos.dtype, copy=True)
+    for i in range(half := qkv.shape[-1] // 2):
+        for part in (0, 1):
+            x, y = qkv[:, part, :, i], qkv[:, part, :, i + half]
+            turned[:, part, :, i] = x * cos[..., i] - y * sin[..., i]
+            turned[:, part, :, i + half] = y * cos[..., i] + x * sin[..., i]
+    q, k, v = turned.to(qkv.dtype).unbind(1)
+    return q, k, v
+
+
+def ring_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    ring_k: Tensor,
+    ring_v: Tensor,
+    count: Tensor,
+    *,
+    window: int | None = None,
+    sinks: int = 0,
+    lengths: Tensor | None = None,
+    slots: Tensor | None = None,
+) -> Tensor:
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    outputs = torch.zeros_like(q)
+    for b in range(q.shape[0]):
+        place = b if slots is None else int(slots[b])
+        if place < 0:
+            continue
+        row, ring = slice(b, b + 1), (ring_k[place : place + 1], ring_v[place : place + 1])
+        rows = {"sinks": sinks, "lengths": None if lengths is None else lengths[row]}
+        outputs[row] = window_attention(q[row], k[row], v[row], *ring, count[row], window=window, **rows)
+        write_ring(*ring, k[row], v[row], count[row], **rows)
+    return outputs
+
+
+def rotary_table(positions: Tensor, frequencies: Tensor, axes: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """In fractions of whole numbers, to the last turn."""
+    f = [Fraction(value) for value in frequencies.tolist()]
+    angles = [
+        [[float(p[a] * f_i % TURN) for a, f_i in zip(axes.tolist(), f, strict=True)] for p in zip(*row, strict=True)]
+        for row in positions.transpose(0, 1).tolist()
+    ]
+    angle = torch.tensor(angles, dtype=torch.float64, device=positions.device)[:, :, None]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
     dtype = work_dtype(x)
     y = torch.einsum("...k,nk->...n", x.to(dtype), weight.to(dtype))
@@ -167,18 +222,6 @@ def swiglu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     y = x.to(work_dtype(x))
     return (y / torch.sqrt((y * y).mean(-1, keepdim=True) + eps) * weight.to(y.dtype)).to(x.dtype)
-
-
-def rotate_heads(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pair by pair."""
-    turned = qkv.to(cos.dtype, copy=True)
-    for i in range(half := qkv.shape[-1] // 2):
-        for part in (0, 1):
-            x, y = qkv[:, part, :, i], qkv[:, part, :, i + half]
-            turned[:, part, :, i] = x * cos[..., i] - y * sin[..., i]
-            turned[:, part, :, i + half] = y * cos[..., i] + x * sin[..., i]
-    q, k, v = turned.to(qkv.dtype).unbind(1)
-    return q, k, v
 
 
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,6 +1,8 @@
-"""What stands before every request: bounds of bodies, foreign pages, a server that goes down, safe headers."""
+"""What stands before every request: bounds of bodies and of each key's requests, foreign pages, a server that goes
+down, safe headers."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -10,8 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infinitevl.errors import InfiniteVLError, Overloaded, TooLarge
-from infinitevl.server.faults import NotAllowed, TooSlow, answer, line_of, status_of
-from infinitevl.server.keys import Keys, bearer
+from infinitevl.server.faults import LimitReached, NotAllowed, TooSlow, Unauthorized, answer, line_of, status_of
+from infinitevl.server.keys import Keys, brought
 from infinitevl.server.settings import Settings
 
 POLICY = (
@@ -24,7 +26,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
 }
-UPLOAD = "/video"
+UPLOAD, NOBODY = "/video", ""
+STARTS = ("http.response.start", "websocket.http.response.start")
 
 
 class Guard:
@@ -34,37 +37,57 @@ class Guard:
         self, app: ASGIApp, settings: Settings, keys: Keys, stopping: Callable[[], bool], count: Callable[[int], None]
     ) -> None:
         self.app, self.settings, self.keys, self.stopping, self.count = app, settings, keys, stopping, count
+        self._going: Counter[str] = Counter()  # requests and connections of each owner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         try:
-            self._check(scope)
+            owner = self._check(scope)
         except InfiniteVLError as error:
             return await self._refuse(error, scope, receive, send)
+        self._going[owner] += 1
+        try:
+            await self._pass(scope, receive, send)
+        finally:
+            self._going[owner] -= 1
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             return await self.app(scope, receive, send)
         bounded = Body(receive, self._limit(scope), self.settings.body_timeout)
         return await self.app(scope, bounded, self._dressed(scope, send))
 
-    def _check(self, scope: Scope) -> None:
+    def _check(self, scope: Scope) -> str:
+        """Whose request it is, before any of its body is read; nobody's where it needs no key."""
         headers = Headers(scope=scope)
         if not self.settings.keys:
             _check_same_site(headers)
         if self.stopping() and scope["path"].startswith("/v1"):
             raise Overloaded("the server is going down")
-        if scope["type"] == "http" and scope["path"].startswith("/v1"):
-            self.keys.owner(bearer(headers))  # before any of the body is read
+        owner = self._owner(scope) if scope["path"].startswith("/v1") else NOBODY
+        if owner != NOBODY and self._going[owner] >= (limit := self.settings.requests_per_key):
+            raise LimitReached(f"a key has at most {limit} requests and connections at once")
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self._limit(scope):
             raise _too_large(self._limit(scope))
+        return owner
+
+    def _owner(self, scope: Scope) -> str:
+        """Raises Unauthorized; not for a WebSocket, which is told so when it is open: browsers hear no sooner."""
+        try:
+            return self.keys.owner(brought(scope))
+        except Unauthorized:
+            if scope["type"] == "http":
+                raise
+            return NOBODY
 
     def _limit(self, scope: Scope) -> int:
         upload = scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith(UPLOAD)
         return self.settings.max_upload if upload else self.settings.max_body
 
     async def _refuse(self, error: InfiniteVLError, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
+        if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
             return await send({"type": "websocket.close", "code": 1012 if self.stopping() else 1008})
         return await answer(error)(scope, receive, self._dressed(scope, send))
 
@@ -72,7 +95,7 @@ class Guard:
         """Responses with the headers that keep a browser safe."""
 
         async def dressed(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in STARTS:
                 self.count(message["status"])
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():

@@ -210,20 +210,20 @@ class Hub:
         return answer_told(writing.id or "", room.id, question, created, writing.answered)
 
     async def write(
-        self, owner: str | None, begin: Begin, ended: Callable[[Writing, Answered], None] | None = None
+        self, owner: str, begin: Begin, ended: Callable[[Writing, Answered], None] | None = None
     ) -> Writing:
         """Begin an answer. owner: whose limit it counts for."""
         self.check_questions(owner)
 
         def over(answered: Answered | None) -> None:
             self._writings.discard(writing)
-            self._questions[owner or ""] -= 1
+            self._questions[owner] -= 1
             if answered and ended:
                 ended(writing, answered)
 
         writing = Writing(self._cancel, over)
         self._writings.add(writing)
-        self._questions[owner or ""] += 1
+        self._questions[owner] += 1
         try:
             await self.call(writing.begin, begin)
         except BaseException:  # of the engine, or nobody is there to read it any more
@@ -233,10 +233,10 @@ class Hub:
             raise
         return writing
 
-    def check_questions(self, owner: str | None) -> None:
+    def check_questions(self, owner: str) -> None:
         """Raises LimitReached, Overloaded where a question more would be too much."""
         limit = self.settings.questions_per_key
-        if owner is not None and self._questions[owner] >= limit:
+        if self._questions[owner] >= limit:
             raise LimitReached(f"a key has at most {limit} questions at once")
         if self.stopping:
             raise Overloaded("the server is going down")
@@ -255,10 +255,10 @@ class Hub:
                 self.spawn(self._evaluate(room, watch))
 
     async def _evaluate(self, room: Room, watch: Watch) -> None:
-        """Ask once. Where the engine has no room for it, it is left for the next time."""
+        """Ask once. Where the engine, or the limit of the key, has no room for it, it is left for the next time."""
         try:
             begin = partial(self.engine.ask, room.id, watch.question, Asking(max_tokens=watch.max_tokens))
-            answered = await (await self.write(None, begin)).end()
+            answered = await (await self.write(f"{room.owner} standing", begin)).end()  # as many, but their own
         except InfiniteVLError:
             return
         finally:

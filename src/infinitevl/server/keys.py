@@ -2,11 +2,13 @@
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
+from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from infinitevl.server.faults import Unauthorized
 
@@ -47,10 +49,11 @@ def bearer(headers: Mapping[str, str]) -> str | None:
     return key.strip() if scheme.lower() == "bearer" else None
 
 
-def of_socket(headers: Mapping[str, str], protocols: Sequence[str]) -> str | None:
-    """The key that a WebSocket brings: in its header, or, from a browser, in a protocol that it asks for."""
-    if key := bearer(headers):
+def brought(scope: Scope) -> str | None:
+    """The key of a request, or of a WebSocket: in its header, or, from a browser, in a protocol that it asks for."""
+    if key := bearer(Headers(scope=scope)):
         return key
+    protocols = scope.get("subprotocols", ())
     return next((given.removeprefix(BEARER) for given in protocols if given.startswith(BEARER)), None)
 
 
@@ -58,7 +61,7 @@ _described = HTTPBearer(auto_error=False, description="An API key; none where th
 
 
 async def _owner(request: Request, _: Annotated[object, Depends(_described)]) -> str:
-    return request.app.state.keys.owner(bearer(request.headers))
+    return request.app.state.keys.owner(brought(request.scope))
 
 
 Owner = Annotated[str, Depends(_owner)]

@@ -18,7 +18,7 @@ from infinitevl.server.bodies import AskMessage, CancelMessage, FrameMessage
 from infinitevl.server.faults import Unauthorized, fault_body
 from infinitevl.server.frames import picture, raw
 from infinitevl.server.hub import Hub
-from infinitevl.server.keys import PROTOCOL, of_socket
+from infinitevl.server.keys import PROTOCOL, brought
 from infinitevl.server.metrics import Metrics
 from infinitevl.server.outbox import GONE, SLOW, Finished, Outbox
 from infinitevl.server.questions import check_length
@@ -41,7 +41,7 @@ def router(hub: Hub, metrics: Metrics) -> APIRouter:
         protocols = socket.scope["subprotocols"]
         await socket.accept(PROTOCOL if PROTOCOL in protocols else None)
         try:
-            room = hub.room(id, hub.keys.owner(of_socket(socket.headers, protocols)))
+            room = hub.room(id, hub.keys.owner(brought(socket.scope)))
         except (Unauthorized, NotFound) as error:
             return await socket.close(4401 if isinstance(error, Unauthorized) else GONE, str(error))
         with metrics.sockets.track_inprogress():

@@ -22,6 +22,7 @@ class Settings:
     sources: tuple[str, ...] = ()
     streams_per_key: int = 64
     questions_per_key: int = 16
+    requests_per_key: int = 256  # and connections, at once
     snapshots_per_key: int = 256
     max_body: int = 32 * 2**20
     max_upload: int = 2**30
@@ -44,7 +45,7 @@ class Settings:
     def limits(self) -> dict[str, int]:
         """What `GET /v1/info` tells."""
         names = (
-            "streams_per_key", "questions_per_key", "snapshots_per_key", "max_body", "max_upload", "max_tokens",
-            "watches",
+            "streams_per_key", "questions_per_key", "requests_per_key", "snapshots_per_key", "max_body", "max_upload",
+            "max_tokens", "watches",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}

@@ -53,7 +53,7 @@ def take_frames(
 
     def take(state: State, features: Tensor, ticks: Tensor) -> None:
         offsets = torch.stack([ticks[:, :, None].expand(-1, -1, height * width), *cells.expand(2, *ticks.shape, -1)])
-        where = state.base[None, :, None] + offsets.flatten(2)
+        where = state.of("base")[None, :, None] + offsets.flatten(2)
         is_vision = torch.ones(where.shape[1:], dtype=torch.bool, device=where.device)
         model.model.language_model(features, where, is_vision, state=state)
 
@@ -131,7 +131,7 @@ def _padded(x: Tensor, length: int) -> Tensor:
 
 def put_text(model: InfiniteVLForConditionalGeneration, state: State, ids: Tensor, lengths: Tensor | None = None):
     """ids [B, T] of text, lengths [B] -> logits [B, vocabulary]."""
-    where = state.position[:, None] + torch.arange(ids.shape[1], device=ids.device)
+    where = state.of("position")[:, None] + torch.arange(ids.shape[1], device=ids.device)
     vision = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
     embeds = model.get_input_embeddings()(ids)
     return _put_tokens(model, state, embeds, where[..., None].expand(-1, -1, 3), vision, lengths)

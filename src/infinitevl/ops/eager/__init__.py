@@ -1,19 +1,22 @@
 """The operations in plain PyTorch: chunked, differentiable, on any device."""
 
-from infinitevl.ops.eager.attention import window_attention, write_ring
+from infinitevl.ops.eager.attention import ring_attention, window_attention, write_ring
 from infinitevl.ops.eager.convolution import short_convolution
 from infinitevl.ops.eager.delta_rule import gated_delta_rule
 from infinitevl.ops.eager.heads import rotate_heads
 from infinitevl.ops.eager.linear import linear, swiglu
 from infinitevl.ops.eager.mixer import delta_mixer
 from infinitevl.ops.eager.norm import gated_rms_norm, rms_norm
+from infinitevl.ops.eager.rotary import rotary_table
 
 __all__ = [
     "delta_mixer",
     "gated_delta_rule",
     "gated_rms_norm",
     "linear",
+    "ring_attention",
     "rms_norm",
+    "rotary_table",
     "rotate_heads",
     "short_convolution",
     "swiglu",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinitevl.ops.rows import valid_rows
+from infinitevl.ops.rows import rotate, valid_rows
 
 BLOCK = 512  # queries at a time, so that the mask and the scores stay small for long chunks
 EMPTY = -1  # token index of a ring slot that was never written
@@ -138,3 +138,34 @@ def _write(ring: Tensor, new: Tensor, slot: Tensor, valid: Tensor | None) -> Non
     if valid is not None:
         new = torch.where(valid[:, None, :, None], new, ring.gather(2, where))
     ring.scatter_(2, where, new)
+
+
+def ring_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    ring_k: Tensor,
+    ring_v: Tensor,
+    count: Tensor,
+    *,
+    window: int | None = None,
+    sinks: int = 0,
+    lengths: Tensor | None = None,
+    slots: Tensor | None = None,
+) -> Tensor:
+    """With slots it works on copies of the rings, and asks the device which rows rest."""
+    if slots is not None:
+        awake = slots >= 0
+        given = (x[awake] for x in (q, k, v, cos, sin))
+        rings = ring_k[slots[awake]], ring_v[slots[awake]]
+        lengths = lengths if lengths is None else lengths[awake]
+        o = torch.zeros_like(q, memory_format=torch.contiguous_format)
+        o[awake] = ring_attention(*given, *rings, count[awake], window=window, sinks=sinks, lengths=lengths)
+        ring_k[slots[awake]], ring_v[slots[awake]] = rings
+        return o
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    o = window_attention(q, k, v, ring_k, ring_v, count, window=window, sinks=sinks, lengths=lengths)
+    write_ring(ring_k, ring_v, k, v, count, sinks=sinks, lengths=lengths)
+    return o

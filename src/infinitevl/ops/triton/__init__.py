@@ -1,19 +1,24 @@
 """The operations as Triton kernels."""
 
-from infinitevl.ops.triton.attention import window_attention, write_ring
+from infinitevl.ops.triton.attention import window_attention
 from infinitevl.ops.triton.delta_rule import gated_delta_rule
+from infinitevl.ops.triton.finish import write_ring
 from infinitevl.ops.triton.heads import rotate_heads
 from infinitevl.ops.triton.linear import linear, swiglu
 from infinitevl.ops.triton.mixer import delta_mixer
 from infinitevl.ops.triton.norm import gated_rms_norm
 from infinitevl.ops.triton.pointwise import rms_norm
+from infinitevl.ops.triton.ring import ring_attention
+from infinitevl.ops.triton.rotary import rotary_table
 
 __all__ = [
     "delta_mixer",
     "gated_delta_rule",
     "gated_rms_norm",
     "linear",
+    "ring_attention",
     "rms_norm",
+    "rotary_table",
     "rotate_heads",
     "swiglu",
     "window_attention",

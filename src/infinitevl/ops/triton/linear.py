@@ -74,11 +74,14 @@ def plan_of(m: int, n: int, k: int, gated: bool = False) -> Rows | Tiles | None:
     """From the shapes alone, as measured on an H100; None is cuBLAS. n counts gate and up."""
     if m == 1:
         return Rows(1) if gated else Rows()
-    if m <= 64:
-        few = n < 8192 and k >= 4096
-        block = max(16, triton.next_power_of_2(m))
-        return Tiles(block, 64, 128, splits=4 if few else 1, stages=4 if few or gated or m > 16 else 6)
-    if m <= 512 and n < 8192 and k >= 8192:
+    if 1 < m <= 16:
+        return Tiles(16, 64, 128, splits=4) if k >= 8192 else Tiles(16, 64, 128, stages=4 if gated else 6)
+    if 16 < m <= 64:
+        block = 32 if m <= 32 else 64
+        if n >= 8192 and not gated:
+            return Tiles(block, 128, 128, warps=8, stages=3)
+        return Tiles(block, 64, 128, splits=4 if k >= 4096 else 1)
+    if 128 < m <= 256 and n < 8192 and k >= 8192:
         return Tiles(128, 128, 64, splits=4)
     return None
 
