@@ -30,9 +30,11 @@ def delta_step(
     arrived: Tensor,
     *,
     block_v: int | None = None,
-    warps: int = 4,
 ) -> Tensor:
-    """As `ops.delta_mixer`, for one token a row: o [B, 1, H, V]. A row of length 0 rests."""
+    """As `ops.delta_mixer`, for one token a row: o [B, 1, H, V]. A row of length 0 rests.
+
+    block_v: value columns of a program, a power of two from 8.
+    """
     (batch, _, heads, key_width), value_width = x.q.shape, x.v.shape[-1]
     rows = [y if y[0].is_contiguous() else y.contiguous() for y in x]
     o = torch.empty_like(x.v, memory_format=torch.contiguous_format)
@@ -43,7 +45,7 @@ def delta_step(
         _step_kernel[value_width // block_v, heads, batch](
             *rows, *weights[:6], memory, tail, slots, lengths, arrived, unnormed, o,
             *(y.stride(0) for y in rows), weights.eps,
-            K=key_width, V=value_width, BLOCK_V=block_v, EARLY=early, num_warps=warps, **options,
+            K=key_width, V=value_width, BLOCK_V=block_v, EARLY=early, num_warps=4, **options,
         )  # fmt: skip
     return o
 
