@@ -1,9 +1,9 @@
 """The Triton gated delta rule on a GPU at the 4B model's sizes: checked against float64 first, then timed.
 
 python benchmarks/gpu_delta_rule.py [--quick] [--sweep] [--kernels]
-Forward times are those of a CUDA graph. `others` is what kernels.md has for FLA 0.6 forward (heads of 128 x 256) and
-FlashQLA backward (published, the same work). --sweep tries other launch settings of each scan and sum, --kernels
-lists the time of every kernel.
+Times are those of a CUDA graph. `others`, on an H200: FLA 0.6 forward, measured in a CUDA graph (heads of 128 x 256),
+and FlashQLA backward, published, the same work. --quick: bfloat16 and a few sizes only. --sweep: other launch
+settings of each scan and sum. --kernels: the time of every kernel.
 """
 
 import argparse
