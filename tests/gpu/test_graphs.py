@@ -6,9 +6,14 @@ import torch
 
 from helpers import RELATIVE, assert_same_state, randomise
 from infinitevl import ops
+from infinitevl.engine.pool import Seat
+from infinitevl.engine.runner import Runner
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 from infinitevl.model.random_model import random_model
+from infinitevl.streaming.feeding import take_text
+from infinitevl.streaming.session import Session
 from infinitevl.streaming.stream import Stream
+from infinitevl.streaming.text import Sampling
 
 WINDOW, FRAME = 48, (56, 84)
 FRAMES = 3 * WINDOW // 6 + 1
@@ -112,3 +117,23 @@ def test_a_seed_is_an_answer(model: Model):
     with ops.using("eager"):
         assert answer(stream, **options) == found
     assert answer(stream, **options) == found
+
+
+def test_rows_of_a_pool_are_streams(model: Model):
+    """Frames of three of four seats in their slots, and tokens with rows that rest beside them."""
+    runner = Runner(model, 4)
+    assert runner.pool.in_slots
+    seats, sessions = [Seat() for _ in range(3)], [Session(fps=None) for _ in range(3)]
+    alone = [Stream(model, fps=None) for _ in range(3)]
+    for step in range(4):
+        frames = [picture(step + 100 * row) for row in range(3)]
+        runner.watch(seats, sessions, torch.from_numpy(np.stack(frames)), [step / 2] * 3)
+        for stream, frame in zip(alone, frames, strict=True):
+            stream.see(frame, step / 2)
+    greedy = [Sampling()] * 3
+    chosen = runner.write(seats, [7, 8, 9], greedy)
+    for seat, stream, token, found in zip(seats, alone, [7, 8, 9], chosen, strict=True):
+        with torch.inference_mode():
+            logits = take_text(model, stream.state, [[token]])
+        assert int(logits.argmax()) == found
+        assert_same_state(runner.pool.read(seat), stream.state.to(torch.device("cpu")), 100 * RELATIVE[torch.float32])

@@ -34,7 +34,12 @@ CALLS = {
     "swiglu": lambda **backend: ops.swiglu(X, torch.randn(6, 4), **backend),
     "rms_norm": lambda **backend: ops.rms_norm(X, X[0, 0, 0], 1e-5, **backend),
     "gated_rms_norm": lambda **backend: ops.gated_rms_norm(X, X, X[0, 0, 0], 1e-5, **backend),
-}
+    "delta_mixer": lambda **backend: ops.delta_mixer(
+        ops.DeltaInputs(X, X, X, X, X[..., 0], X[..., 0]),
+        ops.DeltaWeights(*(torch.randn(4, 4) for _ in range(3)), torch.zeros(1), torch.zeros(1), X[0, 0, 0], 1e-5),
+        torch.zeros(1, 1, 4, 4), torch.zeros(1, 3, 12), **backend,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("op", CALLS)

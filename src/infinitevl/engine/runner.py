@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from infinitevl.engine.pool import Pool, Seat
 from infinitevl.engine.prompt import MediaPrompt, Piece, TextPrompt
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.model.transfer import to_device
+from infinitevl.model.transfer import done, to_device
 from infinitevl.streaming.feeding import encode_frames, take_frames, take_text, take_tokens
 from infinitevl.streaming.session import Session
 from infinitevl.streaming.speaking import Speaker
@@ -45,9 +45,10 @@ class Runner:
         self, seats: Sequence[Seat], sessions: Sequence[Session], pixels: Tensor, times: Sequence[float]
     ) -> None:
         """A frame for each of some streams. pixels: uint8 [B, h, w, 3] of a size that the model takes; times: on the
-        streams' clocks. Opens the videos of streams in which none is open."""
+        streams' clocks. Opens the videos of streams in which none is open. Returns when all of it is in memory."""
         for part in self._parts(len(seats)):
             self._watch(seats[part], sessions[part], pixels[part], times[part])
+        done(self.model.device)()
 
     def _watch(
         self, seats: Sequence[Seat], sessions: Sequence[Session], pixels: Tensor, times: Sequence[float]

@@ -41,8 +41,6 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():  # which must not see the dispatch
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return ops.rms_norm(x, self.weight, self.eps)
 
 
@@ -146,10 +144,8 @@ class GatedDeltaNet(nn.Module):
 
     @property
     def weights(self) -> DeltaWeights:
-        convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
-        return DeltaWeights(
-            *(c.weight[:, 0] for c in convolutions), self.A_log, self.dt_bias, self.o_norm.weight, self.norm_eps
-        )
+        q, k, v = (c.weight[:, 0] for c in (self.q_conv1d, self.k_conv1d, self.v_conv1d))
+        return DeltaWeights(q, k, v, self.A_log, self.dt_bias, self.o_norm.weight, self.norm_eps)
 
     def _inputs(self, x: Tensor) -> DeltaInputs:
         q, k, v, gate, a, b = project(x, self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.a_proj, self.b_proj)

@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 from infinitevl.model.configuration import InfiniteVLConfig
 from infinitevl.model.decoder import Decoder
 from infinitevl.model.generation import StateGenerationMixin
+from infinitevl.model.graphs import run
 from infinitevl.model.layers import GatedDeltaNet, RMSNorm, ShortConvolution
 from infinitevl.model.linear import Linear
 from infinitevl.model.positions import Grid, as_grid, number_prompts
@@ -238,6 +239,8 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
     ) -> Tensor:
         """The decoder wants a row's padding behind its tokens: move it there, and the results back."""
         decoder = self.model.language_model
+        if state is not None and hidden is None and embeds.shape[1] == 1 and not torch.is_grad_enabled():
+            return self._decode_one(embeds, positions, vision, mask, state)
         if mask is None:
             return decoder(embeds, positions, vision, None, seq_idx, state, hidden)
         order = torch.argsort(mask == 0, dim=1, stable=True)
@@ -249,6 +252,18 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
         if hidden is not None:
             hidden[:] = [_rows(h, back) for h in hidden]
         return _rows(x, back)
+
+    def _decode_one(
+        self, embeds: Tensor, positions: Tensor, vision: Tensor, mask: Tensor | None, state: State
+    ) -> Tensor:
+        """A token a row, replayed on a GPU: most of what `generate` does."""
+
+        def step(state: State, embeds: Tensor, positions: Tensor, vision: Tensor, *lengths: Tensor) -> Tensor:
+            return self.model.language_model(embeds, positions, vision, *lengths, state=state)
+
+        lengths = () if mask is None else ((mask != 0).sum(1),)
+        x = run(self, ("token", len(lengths)), step, embeds, positions, vision, *lengths, state=state)
+        return x.clone()
 
     def _positions(
         self,

@@ -285,8 +285,12 @@ def _allocate(
 
 @torch.no_grad()
 def _copy(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
-    """All at once: on a GPU in a few launches."""
-    torch._foreach_copy_(list(targets), list(sources))
+    """All of a dtype at once: on a GPU in a few launches."""
+    pairs: dict[tuple, list[tuple[Tensor, Tensor]]] = {}
+    for target, source in zip(targets, sources, strict=True):
+        pairs.setdefault((target.dtype, source.dtype, source.device), []).append((target, source))
+    for some in pairs.values():
+        torch._foreach_copy_(*map(list, zip(*some, strict=True)))
 
 
 def _layer_tensors(layer: AttentionState | DeltaState) -> Iterator[tuple[str, Tensor]]:

@@ -13,6 +13,15 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     return x.pin_memory().to(device, non_blocking=True)
 
 
+def done(device: torch.device) -> Callable[[], None]:
+    """What waits until the device has done all that it was told until now."""
+    if device.type != "cuda":
+        return lambda: None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event.synchronize
+
+
 def fetch(x: Tensor) -> Callable[[], list]:
     """Begin to copy x to the host; the function that is returned waits for that, not for what is launched later."""
     if not x.is_cuda:

@@ -14,7 +14,8 @@ from torch import Tensor
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.state import State
-from infinitevl.streaming.feeding import encode_frames, take_frames, take_text, to_device
+from infinitevl.model.transfer import done, to_device
+from infinitevl.streaming.feeding import encode_frames, take_frames, take_text
 from infinitevl.streaming.session import MIN_PIXELS, Session, Stats
 from infinitevl.streaming.speaking import Speaker
 from infinitevl.streaming.text import Sampling, TextPieces, Writer, decode
@@ -45,6 +46,7 @@ class Stream:
         self.session = Session.begin(model.processor, fps, min_pixels, max_pixels)
         self._sampler = self.session.sampler()
         self._writer: weakref.ref[Generator[str]] | None = None  # the answer being written into this stream
+        self._seen = done(self.model.device)
 
     @property
     def stats(self) -> Stats:
@@ -62,8 +64,10 @@ class Stream:
         if self._sampler is not None and not self._sampler.take(at):
             return False
         began = perf_counter()
+        self._seen()  # the host is ahead by a frame at most, so that who is late knows it
         self._open_video(at)
         self._take(pixels, at)
+        self._seen = done(self.model.device)
         session = self.session
         session.last = at
         session.stats.frames += 1
@@ -103,7 +107,7 @@ class Stream:
         branch.model, branch.state = self.model, self.state.fork()
         branch.session = replace(self.session, stats=replace(self.session.stats))
         branch._sampler = branch.session.sampler()
-        branch._writer = None
+        branch._writer, branch._seen = None, self._seen
         return branch
 
     def save(self, path: str | os.PathLike) -> None:

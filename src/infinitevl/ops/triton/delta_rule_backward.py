@@ -84,6 +84,7 @@ def _scan_back_kernel(
         query = load_rows(q, tokens, q_stride, head * K + keys, real)
         d_out = load_rows(d_o, tokens, H * V, head * V + values, real)
         factor = factors + chunk * FACTORS * CHUNK + i
+        carried = tl.load(factors + (chunk * FACTORS + 4) * CHUNK)  # long before it is needed
         leaving = d_state.to(dtype)
         tl.store(d_states + chunk * K * V + tile, leaving)
         d_new = tl.load(factor + 2 * CHUNK)[:, None] * tl.dot(key, leaving, input_precision=PRECISION)
@@ -95,7 +96,7 @@ def _scan_back_kernel(
         tl.store(d_v + cells, d_value.to(d_v.dtype.element_ty), mask=real[:, None])
         read = (tl.load(factor + CHUNK)[:, None] * d_out.to(tl.float32)).to(dtype)
         corrected = (tl.load(factor)[:, None] * d_value).to(dtype)
-        d_state = d_state * tl.load(factors + (chunk * FACTORS + 4) * CHUNK)
+        d_state = carried * d_state
         d_state += tl.dot(tl.trans(query), read, input_precision=PRECISION)
         d_state -= tl.dot(tl.trans(key), corrected, input_precision=PRECISION)
     tl.store(d_initial + first * K * V + tile, d_state)

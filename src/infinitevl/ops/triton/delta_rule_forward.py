@@ -180,6 +180,7 @@ def _scan_kernel(
         key = load_rows(k, tokens, k_stride, head * K + keys, real)
         value = load_rows(v, tokens, v_stride, head * V + values, real).to(tl.float32)
         factor = factors + chunk * FACTORS * CHUNK + i
+        carried = tl.load(factors + (chunk * FACTORS + 4) * CHUNK)  # long before it is needed
         entering = state.to(dtype)
         error = value - tl.load(factor)[:, None] * tl.dot(key, entering, input_precision=PRECISION)
         error = (tl.load(factor + 3 * CHUNK)[:, None] * error).to(dtype)
@@ -194,7 +195,7 @@ def _scan_kernel(
             tl.store(states + chunk * K * V + tile, entering)
             tl.store(v_new + cells, new.to(dtype), mask=real[:, None])
         added = (tl.load(factor + 2 * CHUNK)[:, None] * new).to(dtype)
-        state = state * tl.load(factors + (chunk * FACTORS + 4) * CHUNK)
+        state = carried * state
         state += tl.dot(tl.trans(key), added, input_precision=PRECISION)
     if final is not None:
         tl.store(final + first * K * V + tile, state)
