@@ -118,7 +118,7 @@ def error(time: int) -> float:
 # --- times
 
 
-def calls(batch: int, time: int, fill: int, plan: wa.Plan | None = None) -> list[Callable[[], Tensor]]:
+def calls(batch: int, time: int, fill: int, plan: wa.Plan | None = None) -> list[Callable[[], object]]:
     """Of all layers: what lies between their products, or, by a given plan, the attention in it."""
     q, k, v = attention_inputs(batch, time)
     angles, count = table(places(batch, time)), torch.full((batch,), fill, dtype=torch.int64, device=CUDA)

@@ -33,7 +33,7 @@ def no_grad():
 def small(dtype: torch.dtype) -> Model:
     """Of head sizes that every kernel takes."""
     torch.manual_seed(1)
-    return tiny_model(dtype=torch.float32, **SIZES).to("cuda", dtype)
+    return tiny_model(dtype=dtype, **SIZES).cuda()
 
 
 def ids(*shape: int) -> Tensor:
@@ -113,7 +113,7 @@ def test_a_million_tokens():
 def test_golden_stream(shared: Path):
     """Frames one by one into a carried state, a question, greedy decoding; float32."""
     folder = shared / "golden" / "reference_a"
-    model = Model.from_pretrained(folder).eval().cuda()
+    model = Model.from_pretrained(folder).cuda().eval()
     cases = {name: tensor.cuda() for name, tensor in load_file(folder / "cases.safetensors").items()}
     assert_close(model(cases["text.input_ids"], logits_to_keep=64).logits, cases["text.logits_tail"], TOLERANCE)
     case = {name.removeprefix("stream."): tensor for name, tensor in cases.items() if name.startswith("stream.")}

@@ -158,11 +158,11 @@ def ring_attention(
     """With slots it works on copies of the rings, and asks the device which rows rest."""
     if slots is not None:
         awake = slots >= 0
-        given = (x[awake] for x in (q, k, v, cos, sin))
-        rings = ring_k[slots[awake]], ring_v[slots[awake]]
-        lengths = lengths if lengths is None else lengths[awake]
         o = torch.zeros_like(q, memory_format=torch.contiguous_format)
-        o[awake] = ring_attention(*given, *rings, count[awake], window=window, sinks=sinks, lengths=lengths)
+        q, k, v, cos, sin = (x[awake] for x in (q, k, v, cos, sin))
+        rings = ring_k[slots[awake]], ring_v[slots[awake]]
+        rows = {"window": window, "sinks": sinks, "lengths": None if lengths is None else lengths[awake]}
+        o[awake] = ring_attention(q, k, v, cos, sin, rings[0], rings[1], count[awake], **rows)
         ring_k[slots[awake]], ring_v[slots[awake]] = rings
         return o
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
