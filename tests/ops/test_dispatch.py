@@ -73,3 +73,15 @@ def test_using_a_backend_leaves_other_threads_alone():
     with ops.using("reference"), ThreadPoolExecutor(1) as pool:
         other = pool.submit(ops.implementation, "write_ring", X.device).result()
     assert other.__module__ == "infinitevl.ops.eager.attention"
+
+
+@pytest.mark.parametrize(
+    ("change", "fits"),
+    [({}, True), ({"dtype": torch.float64}, False), ({"head": 80}, False), ({"key": 256}, False),
+     ({"taps": 3}, False), ({"rule": "plain"}, False)],
+)  # fmt: skip
+def test_models_that_run_in_slots(change: dict, fits: bool):
+    from infinitevl.ops.triton import kinds
+
+    given = {"dtype": torch.bfloat16, "head": 128, "key": 128, "value": 256, "taps": 4, "rule": "gated_delta"}
+    assert kinds.in_slots(**{**given, **change}) is fits

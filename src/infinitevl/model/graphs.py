@@ -56,7 +56,8 @@ def takes_slots(model: Any) -> bool:
     from infinitevl.ops.triton import kinds
 
     text = model.config.text_config
-    return kinds.in_slots(model.dtype, text.head_dim, text.linear_head_dim, text.linear_value_dim, text.linear_rule)
+    widths = text.head_dim, text.linear_head_dim, text.linear_value_dim, text.conv_size
+    return kinds.in_slots(model.dtype, *widths, text.linear_rule)
 
 
 def graphs_of(model: Any) -> "Graphs":
