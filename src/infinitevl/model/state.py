@@ -290,7 +290,7 @@ def _copy(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
     for target, source in zip(targets, sources, strict=True):
         pairs.setdefault((target.dtype, source.dtype, source.device), []).append((target, source))
     for some in pairs.values():
-        torch._foreach_copy_(*map(list, zip(*some, strict=True)))
+        torch._foreach_copy_([target for target, _ in some], [source for _, source in some])
 
 
 def _layer_tensors(layer: AttentionState | DeltaState) -> Iterator[tuple[str, Tensor]]:
