@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.random_model import byte_tokenizer
-from infinitevl.streaming.text import Sampling, TextPieces, Writer, decode
+from infinitevl.streaming.text import Sampling, TextPieces, Writer, choose, decode
 
 TOKENIZER = byte_tokenizer()
 IDS = {byte: TOKENIZER.convert_tokens_to_ids(char) for byte, char in enumerate(
@@ -142,6 +142,19 @@ def test_top_p_keeps_the_head(top_p: float, kept: set[int]):
     logits = torch.tensor([0.3, 0.05, 0.5, 0.15]).log()
     sampling = Sampling(1.0, top_p, seed=0)
     assert {sampling.choose(logits) for _ in range(400)} == kept
+
+
+def test_rows_choose_as_each_would_alone():
+    """Greedy rows beside others; without top_p what torch.multinomial draws of the same seed."""
+    logits = torch.randn(4, 60)
+    options = [(0.0, 1.0, 1), (0.7, 1.0, 2), (1.3, 0.8, 3), (1.0, 0.3, 4)]
+    together, alone = [Sampling(*option) for option in options], [Sampling(*option) for option in options]
+    drawn = torch.Generator().manual_seed(2)
+    for _ in range(20):
+        found = choose(logits, together).tolist()
+        assert found == [sampling.choose(row) for sampling, row in zip(alone, logits, strict=True)]
+        assert found[0] == int(logits[0].argmax())
+        assert found[1] == int(torch.multinomial((logits[1] / 0.7).softmax(-1), 1, generator=drawn))
 
 
 def test_temperature_flattens_and_sharpens():

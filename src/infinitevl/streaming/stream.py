@@ -64,9 +64,9 @@ class Stream:
         if self._sampler is not None and not self._sampler.take(at):
             return False
         began = perf_counter()
-        self._seen()  # the host is ahead by a frame at most, so that who is late knows it
         self._open_video(at)
         self._take(pixels, at)
+        self._seen()  # the frame before: the host is ahead by one at most, so that who is late knows it
         self._seen = done(self.model.device)
         session = self.session
         session.last = at

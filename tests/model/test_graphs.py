@@ -1,0 +1,102 @@
+"""What surrounds CUDA graphs: whose state lies where, which graph serves a call, how many are kept."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import Model, assert_same_state, text_ids, tiny_model
+from infinitevl.model import graphs
+from infinitevl.model.graphs import Desk, Graphs, replays
+from infinitevl.model.state import State
+from infinitevl.streaming.feeding import PIECES, piece_of, take_text
+
+
+class Recorded:
+    """In the place of a graph: runs the function on what the graph would read and write."""
+
+    made: int = 0
+
+    def __init__(self, function: Any, inputs: Any, state: State | None, pool: Any) -> None:
+        type(self).made += 1
+        self.function, self.state, self.tokens = function, state, 0
+
+    def __call__(self, inputs: Any, slots: Any) -> Any:
+        return self.function(self.state, *inputs)
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    return tiny_model()
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> Graphs:
+    monkeypatch.setattr(graphs, "Graph", Recorded)
+    monkeypatch.setattr(Recorded, "made", 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    return Graphs(limit=3)
+
+
+def fed(model: Model, tokens: int) -> State:
+    state = model.allocate_state()
+    with torch.inference_mode():
+        take_text(model, state, [text_ids(tokens).tolist()])
+    return state
+
+
+def test_a_state_that_makes_room_keeps_what_it_holds(model: Model):
+    first, second = fed(model, 5), fed(model, 9)
+    before, other = first.fork(), second.fork()
+    desk = Desk(first)
+    place = desk.state.count.data_ptr()
+    assert first.count.data_ptr() == place
+    desk.seat(second)
+    assert second.count.data_ptr() == place != first.count.data_ptr()
+    assert_same_state(first, before)
+    assert_same_state(second, other)
+    desk.state.reset()
+    assert_same_state(first, before)
+    assert int(second.count) == 0
+
+
+def test_a_state_that_is_gone_is_not_kept(model: Model):
+    desk = Desk(fed(model, 5))
+    second = fed(model, 9)
+    before = second.fork()
+    desk.seat(second)
+    assert_same_state(second, before)
+
+
+def test_a_graph_per_function_and_shape(model: Model, kept: Graphs):
+    """Streams of one batch size share them; those that were not used for longest go."""
+
+    def count(state: State, x: torch.Tensor) -> None:
+        state.count.add_(len(x))
+
+    first, second = model.allocate_state(), model.allocate_state()
+    for length, state in ((1, first), (1, second), (2, first), (1, first)):
+        kept.run(model, "count", count, (torch.zeros(length),), state)
+    assert Recorded.made == len(kept) == 2
+    assert (int(first.count), int(second.count)) == (4, 1)
+    for length in (3, 4, 1):
+        kept.run(model, "count", count, (torch.zeros(length),), second)
+    assert (Recorded.made, len(kept)) == (4, 3)
+    kept.run(model, "count", count, (torch.zeros(2),), second)
+    assert Recorded.made == 5
+    assert (int(first.count), int(second.count)) == (4, 11)
+
+
+def test_a_cpu_needs_none(model: Model):
+    assert not replays(model)
+    fed(model, 3)
+    assert model.graphs is None
+
+
+def test_pieces_hold_what_they_are_for():
+    lengths = range(1, PIECES[-1] + 1)
+    assert all(piece_of(n) >= n for n in lengths)
+    assert [piece_of(n) for n in (1, 2, 8, 33, 256)] == [1, 8, 8, 64, 256]
