@@ -25,7 +25,7 @@ ALLOWED = {
     "cluster": {"errors", "video", "model", "streaming", "engine", "server"},
     "data": {"errors", "video", "model"},
     "train": {"errors", "machine", "ops", "video", "model", "data"},
-    "benchmark": {"errors", "machine", "ops", "video", "model", "streaming", "train"},
+    "benchmark": {"errors", "machine", "ops", "video", "model", "streaming", "engine", "train"},
     "evaluation": {"errors", "video", "model", "streaming", "data"},
     "commands": {
         "errors",

@@ -15,12 +15,14 @@ import infinitevl
 from infinitevl import machine, ops
 from infinitevl.benchmark import measure
 from infinitevl.benchmark import run as bench
+from infinitevl.benchmark.crowd import crowds
 from infinitevl.benchmark.measure import FRAMES, ROUNDS, Plan, contexts_up_to, random_frames
 from infinitevl.benchmark.qwen import QwenSubject
 from infinitevl.benchmark.stream import StreamSubject, endless_answers
 from infinitevl.benchmark.work import Costs, as_full_attention
 from infinitevl.machine import KNOWN, Ceilings
 from infinitevl.model.configuration import InfiniteVLConfig
+from infinitevl.model.random_model import random_model
 from infinitevl.streaming.stream import Stream
 
 Run = Callable[..., Any]
@@ -234,3 +236,21 @@ def test_fla_gets_what_it_expects(monkeypatch: pytest.MonkeyPatch):
     assert called == ["recurrent", "chunk"]
     with pytest.raises(NotImplementedError, match="no padding"):
         ops.gated_delta_rule(q, k, v, g, beta, lengths=torch.tensor([1, 1]), backend="fla")
+
+
+def test_many_streams_at_once():
+    """Weights are read once for all, states once for each; a model whose state grows has no such rows."""
+    costs = Costs(InfiniteVLConfig(), torch.bfloat16)
+    one, many = costs.token(8192), costs.together(costs.token(8192), 64, vision=False)
+    assert many.operations == 64 * one.operations
+    state = (many.nbytes - one.nbytes) / 63
+    assert 100 * 2**20 < state < 400 * 2**20 < one.nbytes
+    assert costs.together(one, 1, vision=False) == one
+    frame = costs.frame((32, 32), 8192)
+    assert costs.together(frame, 16, vision=True).nbytes < 2 * frame.nbytes
+    top = Ceilings(1e10, 1e11)
+    found = crowds(random_model(0, sliding_window=48, num_hidden_layers=2), 56, top, 2, 3)
+    assert [(crowd.what, crowd.streams) for crowd in found] == [("frame", 2), ("token", 3)]
+    assert all(crowd.ms > crowd.floor_ms > 0 for crowd in found)
+    grows = random_model(0, num_hidden_layers=2, layer_types=["full_attention", "linear_attention"])
+    assert crowds(grows, 56, top, 2, 3) == []

@@ -8,6 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from infinitevl.benchmark.crowd import Crowd
 from infinitevl.benchmark.measure import ANSWER_TOKENS, Row
 from infinitevl.machine import Ceilings
 
@@ -34,6 +35,7 @@ class Results:
     ceilings: Ceilings
     rows: Sequence[Row]
     notes: Sequence[str]
+    crowds: Sequence[Crowd] = ()
 
     @property
     def subjects(self) -> list[str]:
@@ -95,6 +97,11 @@ def sentences(results: Results) -> list[str]:
         first, last = (f"{row.context:,} tokens" for row in ends)
         found.append(f"A frame after {last} takes {ratio:.2f} times as long as one after {first}.")
     found += [told for subject in results.subjects[1:] if (told := _against(rows, results.of(subject)))]
+    for crowd in results.crowds:
+        found.append(
+            f"{crowd.streams} streams at once, a {crowd.what} each: {_number(crowd.ms)} ms; "
+            f"floor {_floor(crowd.floor_ms, crowd.floor_ms / crowd.ms)}."
+        )
     return [*found, *results.notes]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from infinitevl import ops
+from infinitevl.benchmark.crowd import crowds
 from infinitevl.benchmark.measure import Plan, Subject, contexts_up_to, measure, random_frames, rows
 from infinitevl.benchmark.qwen import NAME as QWEN
 from infinitevl.benchmark.qwen import QwenSubject
@@ -53,12 +54,13 @@ def benchmark(model: InfiniteVLForConditionalGeneration, name: str, wanted: Want
         with progress(plan.rounds * len(subjects) * len(plan.contexts)) as told:
             found = measure(subjects, plan, device, told)
     top = top.best(best_ceilings(device, model.dtype))
+    together = crowds(model, side, top) if device.type == "cuda" else []
     measured, costs = rows(subjects, found, top), Costs(model.config, model.dtype)
     return Results(
         model=name, parameters=sum(costs.sizes.values()), weight_bytes=costs.weight_bytes, machine=machine(device),
         dtype=str(model.dtype).removeprefix("torch."), side=side, tokens_per_frame=(side // FACTOR) ** 2,
         window=model.config.text_config.sliding_window, ceilings=top, rows=measured,
-        notes=[*notes(top, measured), *_notes_on_peers(wanted.compare, device)],
+        notes=[*notes(top, measured), *_notes_on_peers(wanted.compare, device)], crowds=together,
     )  # fmt: skip
 
 

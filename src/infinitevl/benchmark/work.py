@@ -48,6 +48,12 @@ class Costs:
         """A token of an answer: read in, and the next one chosen."""
         return self.question(1, context)
 
+    def together(self, work: Work, streams: int, *, vision: bool) -> Work:
+        """`work` of one stream, a frame (vision) or a token, done for many at once: every weight is read once."""
+        weights = self._count("model.language_model.layers.") * self.dtype.itemsize
+        weights += self._count("model.visual.") * self.dtype.itemsize if vision else self._head().nbytes
+        return Work(streams * work.operations, streams * work.nbytes - (streams - 1) * weights)
+
     def state_bytes(self, context: int) -> int:
         """What a stream holds after `context` tokens: fixed, and of full attention layers their cache."""
         state = State(self.config.text_config, 1, torch.device("meta"), self.dtype)
