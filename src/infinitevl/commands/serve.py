@@ -56,8 +56,7 @@ def run(options: ServeOptions) -> int:
         _check_keys(options, settings, listener)
         _make_private(settings.folder)
         running = Running(load_model(options.model, options.device, options.dtype), _budget(options), settings)
-        lasting.collect_often()
-        with _quiet_signals():
+        with lasting.collecting_often(), _quiet_signals():
             running.serve(listener, f"infinitevl serving {settings.model} at {_address(options.host, listener)}")
     return 0
 

@@ -2,7 +2,8 @@
 
 import ctypes
 import gc
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 M_ARENA_MAX = -8  # of glibc's malloc.h
 
@@ -23,3 +24,13 @@ def collect_often() -> None:
     gc.collect()
     gc.freeze()
     gc.collect()  # now it knows how few the others are
+
+
+@contextmanager
+def collecting_often() -> Iterator[None]:
+    """The same for a while: what is never collected is taken for a leak by libraries when the process ends."""
+    collect_often()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
