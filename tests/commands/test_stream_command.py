@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import infinitevl
+from infinitevl.streaming import stream as streaming
 from infinitevl.streaming.stream import Stream
 from infinitevl.video.sources import open_video
 
@@ -238,7 +239,7 @@ def test_an_interrupt_leaves_a_whole_stream(
     run: Run, media: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Ctrl-C in the middle of a frame: the frame is taken in, told of and saved."""
-    encode, calls = infinitevl.InfiniteVLForConditionalGeneration.encode, []
+    encode, calls = streaming.encode_frames, []
 
     def interrupted(model: Any, *args: Any) -> Any:
         calls.append(args)
@@ -247,7 +248,7 @@ def test_an_interrupt_leaves_a_whole_stream(
         return encode(model, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(infinitevl.InfiniteVLForConditionalGeneration, "encode", interrupted)
+        patch.setattr(streaming, "encode_frames", interrupted)
         done = run("stream", media / "1.mp4", "--json", *QUICK, "--save-state", "saved", "--ask", "What?")
     assert done.code == 130
     assert (len(done.out), events(done)[-1]["frames"]) == (1, 3)

@@ -17,8 +17,8 @@ from infinitevl.data.sample import BadSample, Sample
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 from infinitevl.model.processing import IM_END, IM_START, SYSTEM, VISION_END, VISION_START
 from infinitevl.model.random_model import random_model
+from infinitevl.streaming import speaking
 from infinitevl.streaming.stream import Stream
-from infinitevl.streaming.text import Sampling
 from infinitevl.train.stages import embed
 from infinitevl.video.sources import open_video
 
@@ -95,7 +95,8 @@ class Told:
     def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch, fps: float | None) -> None:
         self.stream, self.turns = Stream(model, fps=fps, **BOUNDS), []
         self.tokens: Iterator[int] = iter(())
-        monkeypatch.setattr(Sampling, "choose", lambda _, logits: next(self.tokens))
+        for name in ("choose", "pick"):  # of the first token, of the others
+            monkeypatch.setattr(speaking, name, lambda *_: torch.tensor([next(self.tokens)]))
 
     def ask(self, question: str, answer: str, mark: str = "") -> None:
         processor = self.stream.model.processor
