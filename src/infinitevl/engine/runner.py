@@ -82,8 +82,8 @@ class Runner:
             places = pad_sequence([piece.positions.T for piece in pieces], batch_first=True)
             embeds, vision, places = (with_rows(x, state.batch_size) for x in (embeds, vision, places))
             logits = take_tokens(self.model, state, embeds, places.permute(2, 0, 1), vision, lengths)
-        for prompt, length in zip(prompts, lengths, strict=True):
-            prompt.done += length
+        for prompt, piece in zip(prompts, pieces, strict=True):
+            prompt.done += len(piece.embeds)
         whole = [prompt.done == prompt.prompt.length for prompt in prompts]
         if not any(whole):
             return [None] * len(prompts)
