@@ -10,7 +10,8 @@ from torch import Tensor
 from helpers import IMAGE, VIDEO, assert_close, text_ids, tiny_model
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 from infinitevl.model.positions import PositionRule
-from infinitevl.model.rope import frequencies, rotary_table, rotate
+from infinitevl.model.rope import frequencies, rotary_table
+from infinitevl.ops.rows import rotate
 
 CPU = torch.device("cpu")
 SECTIONS = (2, 3, 3)

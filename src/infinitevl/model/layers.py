@@ -10,9 +10,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infinitevl import ops
 from infinitevl.model.linear import Linear, joined, padded_width, project, project_onto
-from infinitevl.model.rope import rotate
 from infinitevl.model.state import AttentionState, DeltaState
 from infinitevl.ops.mixing import DeltaInputs, DeltaWeights, Operations, mix
+from infinitevl.ops.rows import rotate
 
 DISPATCHED = Operations(ops.short_convolution, ops.gated_delta_rule, ops.gated_rms_norm)
 

@@ -7,9 +7,6 @@ import torch
 from torch import Tensor
 
 from infinitevl import ops
-from infinitevl.ops.rows import rotate
-
-__all__ = ["axes", "frequencies", "rotary_table", "rotate"]
 
 
 @cache  # for ever: graphs read it

@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from infinitevl.model.graphs import replays, run
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
@@ -73,9 +74,7 @@ def take_text(model: InfiniteVLForConditionalGeneration, state: State, rows: Seq
     Returns logits [B, vocabulary] after each row's last token (of a row with none: anything).
     """
     lengths = [len(row) for row in rows]
-    ids = torch.zeros(len(rows), max(lengths), dtype=torch.int64)
-    for row, tokens in zip(ids, rows, strict=True):
-        row[: len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+    ids = pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True)
     return _in_pieces(model, state, put_text, (ids,), lengths)
 
 
@@ -103,10 +102,11 @@ def _in_pieces(
 ) -> Tensor:
     """`put` all that `inputs` [B, T, ...] hold; where graphs replay it, in pieces of the lengths that they know."""
     total, real = inputs[0].shape[1], torch.tensor(lengths)
-    longest = PIECES[-1] if replays(model, state) else total
+    replayed = replays(model, state)
+    longest = PIECES[-1] if replayed else total
     logits: Tensor | None = None
     for start in range(0, total, longest):
-        piece = piece_of(min(longest, total - start)) if replays(model, state) else total
+        piece = piece_of(min(longest, total - start)) if replayed else total
         parts = [to_device(_padded(x[:, start : start + piece], piece), model.device) for x in inputs]
         here = (real - start).clamp(0, piece)
         ragged = bool((here < piece).any())
