@@ -16,7 +16,7 @@ def model() -> Model:
     torch.manual_seed(0)
     made = random_model(0, sliding_window=48)
     randomise(made)
-    return made.eval()
+    return made.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture
