@@ -154,7 +154,7 @@ def _put_tokens(
 ) -> Tensor:
     """embeds [B, T, hidden] at positions [B, T, 3], lengths [B] -> logits [B, vocabulary]."""
     x = model.model.language_model(embeds, positions.permute(2, 0, 1), vision, lengths, state=state)
-    if lengths is None:
+    if lengths is None or x.shape[1] == 1:
         return model.lm_head(x[:, -1])
     last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[-1])
     return model.lm_head(x.gather(1, last)[:, 0])
