@@ -21,6 +21,7 @@ def test_counters(backend: str, time: int, slots: list[int] | None, ragged: bool
     }
     found = torch.randint(0, 2000, (3, 5), device=DEVICE)
     expected = found.clone()
-    ops.advance(*found, positions, vision, **rows, backend=backend)
-    ops.advance(*expected, positions, vision, **rows, backend="reference")
+    for counters, name in ((found, backend), (expected, "reference")):
+        run, position, count = counters
+        ops.advance(run, position, count, positions, vision, **rows, backend=name)
     assert torch.equal(found, expected)

@@ -109,8 +109,8 @@ class State:
 
     def advance(self, positions: Tensor, vision: Tensor, lengths: Tensor | None) -> None:
         """Count a chunk in. positions: [3, B, T]; vision: [B, T] True at image and video tokens; lengths: [B]."""
-        rows = {"lengths": lengths, "slots": self.slots}
-        ops.advance(self.run, self.position, self.count, positions, vision, **rows)
+        counters = self.run, self.position, self.count
+        ops.advance(*counters, positions, vision, lengths=lengths, slots=self.slots)
 
     def open_video(self, mask: Tensor | None = None) -> None:
         """Begin a video here: `base` becomes the position of its first frame. mask: [B] bool, the rows (None: all)."""

@@ -18,7 +18,7 @@ def advance(
     if slots is not None:
         awake = slots >= 0
         places = slots[awake]
-        copies = [counter[places] for counter in (run, position, count)]
+        copies = run[places], position[places], count[places]
         rest = None if lengths is None else lengths[awake]
         advance(*copies, positions[:, awake], vision[awake], lengths=rest)
         for counter, copied in zip((run, position, count), copies, strict=True):
