@@ -10,13 +10,14 @@ from infinitevl.engine.pool import Seat
 from infinitevl.engine.runner import Runner
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 from infinitevl.model.random_model import random_model
-from infinitevl.streaming.feeding import take_text
+from infinitevl.streaming.feeding import encode_frames, take_text
 from infinitevl.streaming.session import Session
 from infinitevl.streaming.stream import Stream
 from infinitevl.streaming.text import Sampling
 
 WINDOW, FRAME = 48, (56, 84)
 FRAMES = 3 * WINDOW // 6 + 1
+LAG = 20_000_000  # cycles of the device, about 10 ms
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,42 @@ def test_replays_are_the_steps(model: Model):
             with ops.using("eager"):
                 assert found == answer(stepped, remember=remember)
             assert_same_state(replayed.state, stepped.state, 100 * RELATIVE[torch.float32])
+
+
+def test_the_next_frame_is_encoded_beside(model: Model):
+    """On a device that lags behind, frames, forks and answers are to the bit what they are one after the other."""
+    found = []
+    for lag in (LAG, 0):
+        stream = Stream(model, fps=None)
+        for seed in range(12):
+            torch.cuda._sleep(lag)
+            stream.see(picture(seed, (56, 84) if seed % 3 else (84, 56)))
+            if seed % 4 == 1:
+                found.append((lag, stream.fork().state, answer(stream)))
+            if not lag:
+                torch.cuda.synchronize()
+        found.append((lag, stream.state, answer(stream, remember=True)))
+    hurried, calm = ([case[1:] for case in found if bool(case[0]) is late] for late in (True, False))
+    for (mine, said), (theirs, expected) in zip(hurried, calm, strict=True):
+        assert said == expected
+        assert_same_state(mine, theirs)
+
+
+def test_features_stay_until_they_are_read(model: Model):
+    """Those of a frame are not those of the next one, however late the language model comes to them."""
+    frames = [torch.from_numpy(picture(seed))[None] for seed in range(6)]
+    alone = []
+    for frame in frames:
+        alone.append(encode_frames(model, frame))
+        torch.cuda.synchronize()
+    for lags in ((LAG, 0), (0, LAG)):
+        found = []
+        for frame in frames:
+            torch.cuda._sleep(lags[0])
+            found.append(encode_frames(model, frame))
+            with torch.cuda.stream(model.graphs._lane(True).stream):
+                torch.cuda._sleep(lags[1])
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, alone, strict=True))
 
 
 def test_streams_take_turns(model: Model):

@@ -18,12 +18,29 @@ class Recorded:
 
     made: int = 0
 
-    def __init__(self, function: Any, inputs: Any, state: State | None, pool: Any) -> None:
+    def __init__(self, function: Any, inputs: Any, state: State | None, lane: Any) -> None:
         type(self).made += 1
         self.function, self.state, self.tokens = function, state, 0
 
     def __call__(self, inputs: Any, slots: Any) -> Any:
         return self.function(self.state, *inputs)
+
+
+class Aside:
+    """In the place of a lane and of a stream: writes down who waits for what."""
+
+    def __init__(self, name: str = "beside", told: list | None = None) -> None:
+        self.stream, self.name, self.told = self, name, [] if told is None else told
+
+    def wait_event(self, event: Any) -> None:
+        self.told.append((self.name, "waits for", event))
+
+    def wait_stream(self, stream: "Aside") -> None:
+        self.wait_event(stream.name)
+
+    def record_event(self) -> str:
+        self.told.append((self.name, "records"))
+        return f"event {len(self.told)}"
 
 
 @pytest.fixture
@@ -37,8 +54,25 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Graphs:
     monkeypatch.setattr(graphs, "Graph", Recorded)
     monkeypatch.setattr(Recorded, "made", 0)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(graphs, "Lane", Aside)
     return Graphs(limit=3)
+
+
+def test_what_runs_beside_waits_for_its_last_result_to_be_read(kept: Graphs, monkeypatch: pytest.MonkeyPatch):
+    told: list = []
+    here = Aside("here", told)
+    monkeypatch.setattr(graphs, "Lane", lambda: Aside("beside", told))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: here)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(told.append(("on", stream.name))))
+    made = torch.zeros(1)
+
+    def make(given: torch.Tensor) -> torch.Tensor:
+        return made.add_(given)
+
+    first, second = (kept.beside(torch.device("cpu"), make, torch.ones(1)) for _ in range(2))
+    assert (int(first), int(second)) == (1, 2)
+    before = [("on", "beside"), ("here", "waits for", "beside"), ("here", "records")]
+    assert told == [*before, ("beside", "waits for", "event 3"), *before]
 
 
 def fed(model: Model, tokens: int) -> State:

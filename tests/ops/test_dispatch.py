@@ -30,6 +30,9 @@ CALLS = {
     "rotary_table": lambda **backend: ops.rotary_table(
         torch.ones(3, 1, 2).long(), torch.ones(4), torch.zeros(4).long(), torch.float32, **backend
     ),
+    "advance": lambda **backend: ops.advance(
+        *torch.zeros(3, 1).long(), torch.ones(3, 1, 2).long(), torch.ones(1, 2).bool(), **backend
+    ),
     "linear": lambda **backend: ops.linear(X, torch.randn(3, 4), **backend),
     "swiglu": lambda **backend: ops.swiglu(X, torch.randn(6, 4), **backend),
     "rms_norm": lambda **backend: ops.rms_norm(X, X[0, 0, 0], 1e-5, **backend),

@@ -6,6 +6,9 @@ takes over its tensors; the one that lay there before, if anyone still holds it,
 that is fed again and again is never copied, and one that takes turns with others is copied once a turn. Rows of a
 larger state (`State.at`) stay where they are: their places are an input like others.
 
+Graphs of one lane share scratch memory, so they run one after the other. There are two lanes: one that follows the
+caller's CUDA stream, and one beside it, for what needs no result of the work before it (`beside`).
+
 Everywhere but on a GPU the same functions just run.
 """
 
@@ -23,7 +26,7 @@ from torch import Tensor
 from infinitevl import ops
 from infinitevl.model.state import AttentionState, State
 
-GRAPHS = 48  # that are kept; each holds its inputs, outputs and launches, all share their scratch memory
+GRAPHS = 48  # that are kept; each holds its inputs, outputs and launches
 WARMUPS = 2
 PLAIN = ("eager", "reference")  # backends that stand for themselves in comparisons, launches and all
 
@@ -41,6 +44,17 @@ def run(model: Any, key: Hashable, function: Function, *inputs: Tensor, state: S
         if not replays(model, state):
             return function(state, *inputs)
         return graphs_of(model).run(model, key, function, inputs, state)
+
+
+def beside(model: Any, make: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+    """make(given), where graphs replay on a stream beside the caller's: it waits for nothing that is under way there
+    but what `given` is, if that is on the device. What comes later on the caller's stream waits for it.
+
+    make: reads nothing else that changes; the last that it calls is `run`. A copy of what that returns is returned.
+    """
+    if not replays(model):
+        return make(given)
+    return graphs_of(model).beside(model.device, make, given)
 
 
 def replays(model: Any, state: State | None = None) -> bool:
@@ -85,10 +99,18 @@ class Desk:
         self._owner = weakref.ref(state)
 
 
+class Lane:
+    """What graphs have in common that never run at the same time: scratch memory, and a stream to be captured on, with
+    which the workspaces of libraries go."""
+
+    def __init__(self) -> None:
+        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+
 class Graph:
     """One captured function. Its tensors stay where they are as long as it lives."""
 
-    def __init__(self, function: Function, inputs: tuple[Tensor, ...], state: State | None, pool: Any) -> None:
+    def __init__(self, function: Function, inputs: tuple[Tensor, ...], state: State | None, lane: Lane) -> None:
         self._function = function  # and what it holds on to, which the graph reads
         self.inputs = tuple(x.clone() for x in inputs)
         self.graph = torch.cuda.CUDAGraph()
@@ -98,8 +120,9 @@ class Graph:
             state = state.at(self.slots)
         bound = state.bound if state is not None else 0
         with nullcontext() if self.slots is not None else _unchanged(state):
-            _warm_up(function, self.inputs, state)
-            with _no_collection(), torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+            _warm_up(function, self.inputs, state, lane.stream)
+            capture = torch.cuda.graph(self.graph, lane.pool, lane.stream, capture_error_mode="thread_local")
+            with _no_collection(), capture:
                 self.outputs = function(state, *self.inputs)
             self.tokens = (state.bound - bound) // (WARMUPS + 1) if state is not None else 0
 
@@ -120,7 +143,8 @@ class Graphs:
         self.limit = limit
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
         self._desks: dict[int, Desk] = {}
-        self._pool: Any = None
+        self._lanes: dict[bool, Lane] = {}  # whether beside the caller's stream
+        self._read: Any = None  # when the last result from beside had been copied
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -139,12 +163,32 @@ class Graphs:
         with self._lock, torch.cuda.device(model.device):
             there = None if state is None else self._place(state)
             at = None if there is None else (there.count.data_ptr(), there.batch_size)
-            key = key, at, shapes, ops.preferred(), model.lm_head.weight.data_ptr()
-            graph = self._graphs.get(key) or self._capture(key, function, inputs, there)
+            aside = True in self._lanes and self._lanes[True].stream == torch.cuda.current_stream()
+            key = key, at, aside, shapes, ops.preferred(), model.lm_head.weight.data_ptr()
+            graph = self._graphs.get(key) or self._capture(key, function, inputs, there, self._lane(aside))
             self._graphs.move_to_end(key)
             if state is not None:
                 state.bound += graph.tokens
             return graph(inputs, None if state is None else state.slots)
+
+    def beside(self, device: torch.device, make: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+        with self._lock, torch.cuda.device(device):
+            here, there = torch.cuda.current_stream(), self._lane(True).stream
+            if self._read is not None:
+                there.wait_event(self._read)
+            if given.is_cuda:
+                there.wait_stream(here)
+            with torch.cuda.stream(there):
+                made = make(given)
+            here.wait_stream(there)
+            copy = made.clone()
+            self._read = here.record_event()
+            return copy
+
+    def _lane(self, aside: bool) -> Lane:
+        if aside not in self._lanes:
+            self._lanes[aside] = Lane()
+        return self._lanes[aside]
 
     def _place(self, state: State) -> State:
         """What graphs read and write for `state`: places that it names, or the desk, on which it is put."""
@@ -157,12 +201,12 @@ class Graphs:
         desk.seat(state)
         return desk
 
-    def _capture(self, key: Hashable, function: Function, inputs: tuple[Tensor, ...], state: State | None) -> Graph:
+    def _capture(
+        self, key: Hashable, function: Function, inputs: tuple[Tensor, ...], state: State | None, lane: Lane
+    ) -> Graph:
         while len(self._graphs) >= self.limit:
             self._graphs.popitem(last=False)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        graph = Graph(function, inputs, state, self._pool)
+        graph = Graph(function, inputs, state, lane)
         self._graphs[key] = graph
         return graph
 
@@ -180,9 +224,8 @@ def _unchanged(state: State | None) -> Iterator[None]:
         state.copy_(before)
 
 
-def _warm_up(function: Function, inputs: tuple[Tensor, ...], state: State | None) -> None:
+def _warm_up(function: Function, inputs: tuple[Tensor, ...], state: State | None, stream: Any) -> None:
     """Compile kernels and fill caches, on a stream that is not the usual one, as capturing asks for."""
-    stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARMUPS):

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from infinitevl import ops
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.configuration import InfiniteVLTextConfig
 
@@ -108,14 +109,8 @@ class State:
 
     def advance(self, positions: Tensor, vision: Tensor, lengths: Tensor | None) -> None:
         """Count a chunk in. positions: [3, B, T]; vision: [B, T] True at image and video tokens; lengths: [B]."""
-        steps = torch.arange(vision.shape[1], device=vision.device)
-        added = torch.full_like(vision[:, 0], vision.shape[1], dtype=torch.int64) if lengths is None else lengths
-        valid = steps < added[:, None]
-        largest = positions.amax(0).masked_fill(~valid, -1).amax(1)
-        last_vision = torch.where(vision & valid, steps, -1).amax(1)
-        self._set("run", torch.where(last_vision < 0, self.of("run"), -1 - last_vision) + added)
-        self._set("position", torch.maximum(self.of("position"), largest + 1))
-        self._set("count", self.of("count") + added)
+        counters = self.run, self.position, self.count
+        ops.advance(*counters, positions, vision, lengths=lengths, slots=self.slots)
 
     def open_video(self, mask: Tensor | None = None) -> None:
         """Begin a video here: `base` becomes the position of its first frame. mask: [B] bool, the rows (None: all)."""

@@ -243,6 +243,30 @@ def rotary_table(
     return implementation("rotary_table", positions.device, backend)(positions, frequencies, axes, dtype)
 
 
+def advance(
+    run: Tensor,
+    position: Tensor,
+    count: Tensor,
+    positions: Tensor,
+    vision: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    slots: Tensor | None = None,
+    backend: str | None = None,
+) -> None:
+    """Count a chunk into the counters [N] int64 of streams, in place:
+
+        count    += length
+        position  = max(position, largest position of the chunk + 1)
+        run       = tokens after the chunk's last one of an image or video; run + length where it has none
+
+    positions: [3, B, T] int64; vision: [B, T] bool, True at tokens of images and videos.
+    slots: [B] int64, the place of every row, as in `ring_attention`.
+    """
+    step = implementation("advance", run.device, backend)
+    step(run, position, count, positions, vision, lengths=lengths, slots=slots)
+
+
 def linear(
     x: Tensor,
     weight: Tensor,

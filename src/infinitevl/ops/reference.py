@@ -205,6 +205,27 @@ def rotary_table(positions: Tensor, frequencies: Tensor, axes: Tensor, dtype: to
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
+def advance(
+    run: Tensor,
+    position: Tensor,
+    count: Tensor,
+    positions: Tensor,
+    vision: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    slots: Tensor | None = None,
+) -> None:
+    batch, time = vision.shape
+    for b in range(batch):
+        place = b if slots is None else int(slots[b])
+        if place < 0:
+            continue
+        for t in range(time if lengths is None else int(lengths[b])):
+            run[place] = 0 if vision[b, t] else run[place] + 1
+            position[place] = max(int(position[place]), int(positions[:, b, t].max()) + 1)
+            count[place] += 1
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
     dtype = work_dtype(x)
     y = torch.einsum("...k,nk->...n", x.to(dtype), weight.to(dtype))

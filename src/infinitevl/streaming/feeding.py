@@ -10,29 +10,36 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from infinitevl.model.graphs import replays, run
+from infinitevl.model.graphs import beside, replays, run
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.positions import grid_positions, tick
 from infinitevl.model.state import State
 from infinitevl.model.transfer import to_device
+from infinitevl.video.preprocess import resize_to
 
 PIECES = (1, 8, 16, 32, 64, 128, 256)  # lengths of the pieces that text is put in by where graphs replay it
 
 
-def encode_frames(model: InfiniteVLForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """uint8 frames [N, h, w, 3] of a size that the model takes to features [N, tokens, hidden].
+def encode_frames(
+    model: InfiniteVLForConditionalGeneration, pixels: Tensor, size: tuple[int, int] | None = None
+) -> Tensor:
+    """uint8 frames [N, H, W, 3] to features [N, tokens, hidden]; on a GPU beside what is under way there.
 
-    Pictures of their own, each in a temporal patch of its own. The next frames of this size may overwrite what is
-    returned.
+    Pictures of their own, each in a temporal patch of its own.
+    size: height and width, which the model takes, to resize them to (None: they have such a size).
     """
-    settings, (count, height, width, _) = model.processor.settings, pixels.shape
-    size = settings.patch_size
-    plan = model.model.visual.plan(((count, height // size, width // size),), model.device)
+    settings, count = model.processor.settings, len(pixels)
+    height, width = (side // settings.patch_size for side in size or pixels.shape[1:3])
+    plan = model.model.visual.plan(((count, height, width),), model.device)
 
     def encode(_: None, pixels: Tensor) -> Tensor:
         return model.model.visual(model.processor.frame_patches(pixels), plan).unflatten(0, (count, -1))
 
-    return run(model, "frames", encode, to_device(pixels, model.device))
+    def prepare(pixels: Tensor) -> Tensor:
+        pixels = to_device(pixels, model.device)
+        return run(model, "frames", encode, pixels if size is None else resize_to(pixels, size))
+
+    return beside(model, prepare, pixels)
 
 
 def take_frames(
@@ -44,7 +51,7 @@ def take_frames(
 ) -> None:
     """Put the next n frames of every row into the state, in place.
 
-    features: [B, n * tokens, hidden], as `encode` gives them; size: height and width of a frame in patches;
+    features: [B, n * tokens, hidden], as `encode_frames` gives them; size: height and width of a frame in patches;
     seconds: [B][n], of each frame, since its open video's first one.
     """
     vision = model.config.vision_config
@@ -147,7 +154,7 @@ def _put_tokens(
 ) -> Tensor:
     """embeds [B, T, hidden] at positions [B, T, 3], lengths [B] -> logits [B, vocabulary]."""
     x = model.model.language_model(embeds, positions.permute(2, 0, 1), vision, lengths, state=state)
-    if lengths is None:
+    if lengths is None or x.shape[1] == 1:
         return model.lm_head(x[:, -1])
     last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[-1])
     return model.lm_head(x.gather(1, last)[:, 0])

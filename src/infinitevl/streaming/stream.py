@@ -14,12 +14,12 @@ from torch import Tensor
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.state import State
-from infinitevl.model.transfer import done, to_device
+from infinitevl.model.transfer import done
 from infinitevl.streaming.feeding import encode_frames, take_frames, take_text
 from infinitevl.streaming.session import MIN_PIXELS, Session, Stats
 from infinitevl.streaming.speaking import Speaker
 from infinitevl.streaming.text import Sampling, TextPieces, Writer, decode
-from infinitevl.video.preprocess import resize
+from infinitevl.video.preprocess import smart_resize
 
 
 class Stream:
@@ -145,15 +145,15 @@ class Stream:
 
     def _take(self, pixels: Tensor, at: float) -> None:
         model, session, settings = self.model, self.session, self.model.processor.settings
-        frames = resize(
-            to_device(pixels[None], model.device),
+        size = smart_resize(
+            *pixels.shape[:2],
             factor=settings.patch_size * settings.merge_size,
             min_pixels=session.min_pixels,
             max_pixels=session.max_pixels,
         )
-        features = encode_frames(model, frames)
-        size = frames.shape[1] // settings.patch_size, frames.shape[2] // settings.patch_size
-        take_frames(model, self.state, features, size, [[at - session.start]])
+        features = encode_frames(model, pixels[None], size)
+        height, width = (side // settings.patch_size for side in size)
+        take_frames(model, self.state, features, (height, width), [[at - session.start]])
         session.stats.tokens += features.shape[1]
 
     def _answer(self, asked: list[int], writer: Writer) -> Generator[str]:

@@ -67,7 +67,12 @@ def resize(frames: Tensor, *, factor: int = 28, min_pixels: int, max_pixels: int
         raise InfiniteVLError(f"frames are {frames.dtype} {list(frames.shape)}, not uint8 [N, H, W, 3]")
     height, width = frames.shape[1:3]
     size = smart_resize(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
-    return frames if size == (height, width) else _resize(frames.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+    return resize_to(frames, size)
+
+
+def resize_to(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """The same to a size (height, width)."""
+    return frames if frames.shape[1:3] == size else _resize(frames.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
 
 
 def to_patches(

@@ -2,6 +2,7 @@
 
 from infinitevl.ops.eager.attention import ring_attention, window_attention, write_ring
 from infinitevl.ops.eager.convolution import short_convolution
+from infinitevl.ops.eager.counters import advance
 from infinitevl.ops.eager.delta_rule import gated_delta_rule
 from infinitevl.ops.eager.heads import rotate_heads
 from infinitevl.ops.eager.linear import linear, swiglu
@@ -10,6 +11,7 @@ from infinitevl.ops.eager.norm import gated_rms_norm, rms_norm
 from infinitevl.ops.eager.rotary import rotary_table
 
 __all__ = [
+    "advance",
     "delta_mixer",
     "gated_delta_rule",
     "gated_rms_norm",

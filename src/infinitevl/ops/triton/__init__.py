@@ -1,6 +1,7 @@
 """The operations as Triton kernels."""
 
 from infinitevl.ops.triton.attention import window_attention
+from infinitevl.ops.triton.counters import advance
 from infinitevl.ops.triton.delta_rule import gated_delta_rule
 from infinitevl.ops.triton.finish import write_ring
 from infinitevl.ops.triton.heads import rotate_heads
@@ -12,6 +13,7 @@ from infinitevl.ops.triton.ring import ring_attention
 from infinitevl.ops.triton.rotary import rotary_table
 
 __all__ = [
+    "advance",
     "delta_mixer",
     "gated_delta_rule",
     "gated_rms_norm",

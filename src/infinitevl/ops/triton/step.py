@@ -45,7 +45,7 @@ def delta_step(
         _step_kernel[value_width // block_v, heads, batch](
             *rows, *weights[:6], memory, tail, slots, lengths, arrived, unnormed, o,
             *(y.stride(0) for y in rows), weights.eps,
-            K=key_width, V=value_width, BLOCK_V=block_v, EARLY=early, num_warps=4, **options,
+            K=key_width, V=value_width, BLOCK_V=block_v, EARLY=early, PREFETCH=early, num_warps=4, **options,
         )  # fmt: skip
     return o
 
@@ -55,7 +55,7 @@ def _step_kernel(
     q, k, v, gate, a, b, conv_q, conv_k, conv_v, A_log, dt_bias, norm,
     memory, tail, slots, lengths, arrived, unnormed, out,
     q_row, k_row, v_row, gate_row, a_row, b_row, eps,
-    K: tl.constexpr, V: tl.constexpr, BLOCK_V: tl.constexpr, EARLY: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BLOCK_V: tl.constexpr, EARLY: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     head, heads, row = tl.program_id(1), tl.num_programs(1), tl.program_id(2).to(tl.int64)
     keys, columns = tl.arange(0, K), tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -63,7 +63,7 @@ def _step_kernel(
     o_row = (row * heads + head) * V
     at = memory + ((slot * heads + head) * K + keys[:, None]) * V
     if EARLY:
-        if slot >= 0:
+        if PREFETCH & (slot >= 0):
             _prefetch(at + tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V // 8)[None, :] * 8)
         gdc_wait()
         gdc_launch_dependents()
