@@ -62,8 +62,8 @@ def put_row(out, scale, row, column, y, N):
     """Write y, one row of N, to out: as it is, or in float8, with its scale, where there is a place for that."""
     if scale is not None:
         s = tl.maximum(tl.max(tl.abs(y), 0) / LARGEST_, SMALLEST_)
-        y = tl.minimum(tl.maximum(y / s, -LARGEST_), LARGEST_)
         tl.store(scale + row, s)
+        y /= s
     tl.store(out + row * N + column, y.to(out.dtype.element_ty), mask=column < N)
 
 
