@@ -1,7 +1,7 @@
 // The memory's chart: the norm of every Gated DeltaNet layer's memory over the stream's time.
 
 import { call, streamPath } from "./api.js";
-import { bytes, clock, count, errorLine, h, problem, say, svg } from "./dom.js";
+import { bytes, clock, count, errorLine, h, plural, problem, say, svg } from "./dom.js";
 
 const UNIT = parseFloat(getComputedStyle(document.documentElement).fontSize) / 16; // larger on the largest screens
 const [HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [220, 40, 12, 10, 24].map((pixels) => pixels * UNIT);
@@ -84,7 +84,7 @@ export class Memory {
   }
 
   tell(stats) {
-    say(this.size, `${bytes(stats.state_bytes)}, the same at every frame: ${count(stats.frames)} frames, ${count(stats.tokens)} tokens so far`);
+    say(this.size, `${bytes(stats.state_bytes)}, the same at every frame: ${plural(stats.frames, "frame")}, ${plural(stats.tokens, "token")} so far`);
   }
 
   remove() {
