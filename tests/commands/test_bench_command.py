@@ -16,6 +16,7 @@ from infinitevl import machine, ops
 from infinitevl.benchmark import measure
 from infinitevl.benchmark import run as bench
 from infinitevl.benchmark.crowd import crowds
+from infinitevl.benchmark.lost import TOKENS
 from infinitevl.benchmark.measure import FRAMES, ROUNDS, Plan, contexts_up_to, random_frames
 from infinitevl.benchmark.qwen import QwenSubject
 from infinitevl.benchmark.stream import StreamSubject, endless_answers
@@ -116,6 +117,21 @@ def test_random_weights_and_nothing_but_json(run: Run, checkpoint: Path, monkeyp
     assert [row["streamed"] for row in found["rows"]] == [row["context"] for row in found["rows"]]
     assert found["rows"][-1]["context"] > 250
     assert not any("moved on" in note for note in found["notes"])
+
+
+def test_float8(run: Run, checkpoint: Path):
+    """What it loses is told; its floors are those of half the bytes."""
+    done = run("bench", checkpoint, *QUICK, "--dtype", "fp8", "--json")
+    assert (done.code, done.err) == (0, []), done
+    found = json.loads(done.out[-1])
+    assert (found["dtype"], found["lost"]["tokens"]) == ("fp8", TOKENS)
+    assert 0 < found["lost"]["hidden"] < 1 and 0 < found["lost"]["logits"] < 1
+    assert any("hidden states are off by" in note for note in found["notes"])
+    costs, half = Costs(InfiniteVLConfig(), torch.bfloat16), Costs(InfiniteVLConfig(), torch.bfloat16, fp8=True)
+    weights = 3.43e9 + 0.31e9
+    assert costs.token(0).nbytes - half.token(0).nbytes == pytest.approx(weights, rel=0.01)
+    assert half.weight_bytes == pytest.approx(costs.weight_bytes / 2 + 2 * 0.31e9, rel=0.01)
+    assert costs.frame((32, 32), 0).operations / half.frame((32, 32), 0).operations == pytest.approx(2, rel=0.1)
 
 
 def test_what_does_not_fit_is_told(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):

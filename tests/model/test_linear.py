@@ -51,7 +51,7 @@ def test_one_product(model: Model):
     x = torch.randn(2, 3, 32)
     with torch.inference_mode():
         for linears in groups(model):
-            weight, bias = joined(linears)  # pyright: ignore
+            weight, bias, _ = joined(linears)  # pyright: ignore
             assert weight.shape[0] == sum(linear.out_features for linear in linears)
             assert (bias is None) == (linears[0].bias is None)
             whole = nn.functional.linear(x, weight, bias)

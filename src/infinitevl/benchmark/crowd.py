@@ -34,7 +34,7 @@ def crowds(
     model: InfiniteVLForConditionalGeneration, side: int, top: Ceilings, frames: int = FRAMES, tokens: int = TOKENS
 ) -> list[Crowd]:
     """Measured; none where the states do not fit, or grow. side: of a frame in pixels, one that the model takes."""
-    costs, text, slots = Costs(model.config, model.dtype), model.config.text_config, max(frames, tokens)
+    costs, text, slots = Costs.of(model), model.config.text_config, max(frames, tokens)
     free = free_bytes(model.device)
     if "full_attention" in text.layer_types or (free is not None and slots * costs.state_bytes(0) > 0.8 * free):
         return []

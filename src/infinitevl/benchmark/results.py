@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from infinitevl.benchmark.crowd import Crowd
+from infinitevl.benchmark.lost import Lost
 from infinitevl.benchmark.measure import ANSWER_TOKENS, Row
 from infinitevl.machine import Ceilings
 
@@ -22,7 +23,7 @@ BUSY = 1.5  # p95 over median of frames that all do the same work
 
 @dataclass(frozen=True)
 class Results:
-    """side: of a frame, in pixels; notes: what a reader has to know to believe the numbers."""
+    """side: of a frame, in pixels; notes: what a reader has to know to believe the numbers; lost: by float8."""
 
     model: str
     parameters: int
@@ -36,6 +37,7 @@ class Results:
     rows: Sequence[Row]
     notes: Sequence[str]
     crowds: Sequence[Crowd] = ()
+    lost: Lost | None = None
 
     @property
     def subjects(self) -> list[str]:

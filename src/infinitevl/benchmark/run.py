@@ -10,6 +10,7 @@ import torch
 
 from infinitevl import ops
 from infinitevl.benchmark.crowd import crowds
+from infinitevl.benchmark.lost import quantised
 from infinitevl.benchmark.measure import Plan, Subject, contexts_up_to, measure, random_frames, rows
 from infinitevl.benchmark.qwen import NAME as QWEN
 from infinitevl.benchmark.qwen import QwenSubject
@@ -18,6 +19,7 @@ from infinitevl.benchmark.stream import StreamSubject, endless_answers
 from infinitevl.benchmark.work import Costs
 from infinitevl.errors import InfiniteVLError
 from infinitevl.machine import best_ceilings, clock, machine
+from infinitevl.model.fp8 import precision
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 
 FARTHEST, SECONDS = 2**20, 50.0
@@ -31,7 +33,8 @@ Progress = Callable[[int], AbstractContextManager[Callable[[int, str], None]]]
 @dataclass(frozen=True)
 class Wanted:
     """compare: backends of `ops`, and QWEN; tokens: longest context; frames: at each; side: of a frame in pixels
-    (None: by the model and the machine); streamed: whether every token is streamed.
+    (None: by the model and the machine); streamed: whether every token is streamed; fp8: whether the model is rounded
+    to float8 first.
     """
 
     compare: Sequence[str] = ()
@@ -39,6 +42,7 @@ class Wanted:
     frames: int | None = None
     side: int | None = None
     streamed: bool = False
+    fp8: bool = False
 
 
 def benchmark(model: InfiniteVLForConditionalGeneration, name: str, wanted: Wanted, progress: Progress) -> Results:
@@ -47,6 +51,7 @@ def benchmark(model: InfiniteVLForConditionalGeneration, name: str, wanted: Want
     Raises InfiniteVLError where something that it is compared with cannot run it.
     """
     device, side = model.device, wanted.side or usual_side(model)
+    lost = quantised(model, random_frames(side)) if wanted.fp8 else None
     top = best_ceilings(device, model.dtype)
     with endless_answers(model):
         subjects = _subjects(model, random_frames(side), wanted)
@@ -55,12 +60,13 @@ def benchmark(model: InfiniteVLForConditionalGeneration, name: str, wanted: Want
             found = measure(subjects, plan, device, told)
     top = top.best(best_ceilings(device, model.dtype))
     together = crowds(model, side, top) if device.type == "cuda" else []
-    measured, costs = rows(subjects, found, top), Costs(model.config, model.dtype)
+    measured, costs = rows(subjects, found, top), Costs.of(model)
     return Results(
         model=name, parameters=sum(costs.sizes.values()), weight_bytes=costs.weight_bytes, machine=machine(device),
-        dtype=str(model.dtype).removeprefix("torch."), side=side, tokens_per_frame=(side // FACTOR) ** 2,
+        dtype=precision(model), side=side, tokens_per_frame=(side // FACTOR) ** 2,
         window=model.config.text_config.sliding_window, ceilings=top, rows=measured,
-        notes=[*notes(top, measured), *_notes_on_peers(wanted.compare, device)], crowds=together,
+        notes=[*notes(top, measured), *_notes_on_peers(wanted.compare, device), *([str(lost)] if lost else [])],
+        crowds=together, lost=lost,
     )  # fmt: skip
 
 

@@ -28,11 +28,7 @@ class StreamSubject:
         really: bool = False,
     ) -> None:
         self.name, self.model, self.backend = name, model, backend
-        self.costs, text, vision = (
-            Costs(model.config, model.dtype),
-            model.config.text_config,
-            model.config.vision_config,
-        )
+        self.costs, text, vision = Costs.of(model), model.config.text_config, model.config.vision_config
         side = frames[0].shape[0]
         self.grid = (side // vision.patch_size,) * 2
         self.frame_tokens = self.grid[0] * self.grid[1] // vision.spatial_merge_size**2

@@ -1,6 +1,7 @@
 """The least that a frame or a token can cost: operations, and bytes to read and write. Arithmetic, from the sizes.
 
-Operations are two for a multiplication with its addition. Every weight is read once, every part of the state that
+Operations are two for a multiplication with its addition; of weights in float8 one, since tensor cores do twice as
+many of those. Every weight is read once, every part of the state that
 is seen is read once, what changes is written once; activations stay in caches, and nothing is computed twice.
 """
 
@@ -11,7 +12,9 @@ from math import prod
 import torch
 
 from infinitevl.model.configuration import InfiniteVLConfig
+from infinitevl.model.fp8 import in_fp8
 from infinitevl.model.info import expected_shapes
+from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.state import State
 
 
@@ -27,13 +30,20 @@ class Work:
 class Costs:
     """Of one stream through a model of these sizes. A model of full attention is a static engine's ideal."""
 
-    def __init__(self, config: InfiniteVLConfig, dtype: torch.dtype) -> None:
-        self.config, self.dtype = config, dtype
+    def __init__(self, config: InfiniteVLConfig, dtype: torch.dtype, fp8: bool = False) -> None:
+        self.config, self.dtype, self.fp8 = config, dtype, fp8
         self.sizes = {name: prod(shape) for name, shape in expected_shapes(config).items()}
+        self._wide, self._operations = (1, 1.0) if fp8 else (dtype.itemsize, 2.0)  # of an element of a weight
+
+    @classmethod
+    def of(cls, model: InfiniteVLForConditionalGeneration) -> "Costs":
+        return cls(model.config, model.dtype, in_fp8(model))
 
     @property
     def weight_bytes(self) -> int:
-        return sum(self.sizes.values()) * self.dtype.itemsize
+        """In float8 the embedding is there besides the head, as it was."""
+        embedding = self._count("model.language_model.embed_tokens.") * self.dtype.itemsize
+        return sum(self.sizes.values()) * self._wide + (embedding if self.fp8 else 0)
 
     def frame(self, grid: tuple[int, int], context: int) -> Work:
         """A frame of grid = height x width patches after `context` tokens."""
@@ -50,8 +60,8 @@ class Costs:
 
     def together(self, work: Work, streams: int, *, vision: bool) -> Work:
         """`work` of one stream, a frame (vision) or a token, done for many at once: every weight is read once."""
-        weights = self._count("model.language_model.layers.") * self.dtype.itemsize
-        weights += self._count("model.visual.") * self.dtype.itemsize if vision else self._head().nbytes
+        weights = self._count("model.language_model.layers.") * self._wide
+        weights += self._count("model.visual.") * self._wide if vision else self._head().nbytes
         return Work(streams * work.operations, streams * work.nbytes - (streams - 1) * weights)
 
     def state_bytes(self, context: int) -> int:
@@ -73,13 +83,13 @@ class Costs:
         patches, side = height * width, vision.window_size // vision.patch_size
         full = sum(layer < vision.depth for layer in vision.fullatt_block_indexes)
         pairs = full * patches**2 + (vision.depth - full) * _squares(height, side) * _squares(width, side)
-        operations = 2 * patches * (tower + merger / merged) + 4 * vision.hidden_size * pairs
-        return Work(operations, (tower + merger) * self.dtype.itemsize)
+        operations = self._operations * patches * (tower + merger / merged) + 4 * vision.hidden_size * pairs
+        return Work(operations, (tower + merger) * self._wide)
 
     def _layers(self, tokens: int, context: int) -> Work:
         """All layers of the language model: products with weights, attention, memory."""
         text, weights = self.config.text_config, self._count("model.language_model.layers.")
-        done = Work(2.0 * tokens * weights, weights * self.dtype.itemsize)
+        done = Work(self._operations * tokens * weights, weights * self._wide)
         for kind in text.layer_types:
             if kind == "linear_attention":
                 done += self._memory(tokens)
@@ -105,7 +115,7 @@ class Costs:
 
     def _head(self) -> Work:
         rows = self.config.text_config.vocab_size * self.config.text_config.hidden_size
-        return Work(2.0 * rows, rows * self.dtype.itemsize)
+        return Work(self._operations * rows, rows * self._wide)
 
     def _token_bytes(self) -> int:
         """A token's key and value in one attention layer."""

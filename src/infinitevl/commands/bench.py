@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from infinitevl.commands.console import load_model, make_folder, quiet, size, wa
 from infinitevl.errors import InfiniteVLError
 from infinitevl.machine import free_bytes
 from infinitevl.model.configuration import InfiniteVLConfig
+from infinitevl.model.fp8 import NAMES
 from infinitevl.model.info import one_line, parse_config, read_config, working_set
 from infinitevl.model.loading import parse_device, parse_dtype
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
@@ -54,8 +55,9 @@ class BenchOptions:
 def run(options: BenchOptions) -> int:
     check(options)
     make_folder(options.out)
-    model = get_model(options)
-    wanted = Wanted(options.compare, options.tokens, options.frames, options.side, options.streamed)
+    fp8 = options.dtype in NAMES
+    model = get_model(replace(options, dtype="bfloat16") if fp8 else options)
+    wanted = Wanted(options.compare, options.tokens, options.frames, options.side, options.streamed, fp8)
     try:
         results = benchmark(model, _name(options), wanted, _progress)
     except torch.OutOfMemoryError as error:
@@ -185,5 +187,5 @@ def _dtype(options: BenchOptions) -> torch.dtype:
     default = torch.float32 if _device(options).type == "cpu" else torch.bfloat16
     dtype = parse_dtype(options.dtype or default)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InfiniteVLError(f"unknown dtype {options.dtype!r}: use float32, bfloat16 or float64")
+        raise InfiniteVLError(f"unknown dtype {options.dtype!r}: use fp8, bfloat16, float32 or float64")
     return dtype

@@ -20,6 +20,7 @@ from infinitevl.evaluation.results import Results, markdown, write
 from infinitevl.evaluation.scores import Ask, Cell, Tally
 from infinitevl.evaluation.shows import SPLIT
 from infinitevl.evaluation.watching import Pool, Watch, reach
+from infinitevl.model.fp8 import precision
 from infinitevl.model.layers import Attention
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 
@@ -131,7 +132,7 @@ def _described(model: InfiniteVLForConditionalGeneration) -> dict[str, Any]:
         "layers": dict(Counter(text.layer_types)),
         "sliding_window": text.sliding_window,
         "reach": reach(text.layer_types),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": precision(model),
         "device": model.device.type,
     }
 

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infinitevl import ops
-from infinitevl.model.linear import Linear, joined, padded_width, project, project_onto
+from infinitevl.model.linear import Fp8Linear, Linear, joined, padded_width, project, project_onto
 from infinitevl.model.state import AttentionState, DeltaState
 from infinitevl.ops.mixing import DeltaInputs, DeltaWeights, Operations, mix
+from infinitevl.ops.rounding import Rounded
 from infinitevl.ops.rows import rotate
 
 DISPATCHED = Operations(ops.short_convolution, ops.gated_delta_rule, ops.gated_rms_norm)
@@ -35,13 +36,16 @@ class Chunk:
 
 
 class RMSNorm(nn.Module):
+    """rounded: whether what comes of it goes into products with weights in float8, and into nothing else."""
+
     def __init__(self, size: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+        self.eps, self.rounded = eps, False
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.rms_norm(x, self.weight, self.eps)
+    def forward(self, x: Tensor) -> Any:
+        """Tensor, or `Rounded` where `rounded`, as in `ops`."""
+        return ops.rms_norm(x, self.weight, self.eps, rounded=self.rounded)
 
 
 class MLP(nn.Module):
@@ -56,13 +60,15 @@ class MLP(nn.Module):
         self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
         self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor | Rounded, residual: Tensor | None = None) -> Tensor:
         return project_onto(residual, self._inner(x), self.down_proj)
 
-    def _inner(self, x: Tensor) -> Tensor:
+    def _inner(self, x: Tensor | Rounded) -> Tensor | Rounded:
         """[..., inner], or as wide as the padded rows of down's weight."""
         whole = joined((self.gate_proj, self.up_proj), padded_width(self.down_proj))
-        return F.silu(self.gate_proj(x)) * self.up_proj(x) if whole is None else ops.swiglu(x, *whole)
+        if whole is None:
+            return F.silu(self.gate_proj(x)) * self.up_proj(x)
+        return ops.swiglu(x, *whole, rounded=isinstance(self.down_proj, Fp8Linear))
 
 
 class Attention(nn.Module):
@@ -166,6 +172,8 @@ class GatedDeltaNet(nn.Module):
 
 class DecoderLayer(GradientCheckpointingLayer):
     """x += mixer(norm(x)); x += mlp(norm(x))."""
+
+    before_products: ClassVar = ("input_layernorm", "post_attention_layernorm")
 
     def __init__(self, config: Any, kind: str):
         super().__init__()

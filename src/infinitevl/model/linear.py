@@ -1,4 +1,5 @@
-"""Linear maps, and the weights of those of one input side by side in one tensor: one product instead of several.
+"""Linear maps, in the model's dtype and in float8, and the weights of those of one input side by side in one tensor:
+one product instead of several.
 
 The parameters stay what they are, under their names; they become consecutive views of one storage. Whatever moves,
 replaces or wraps them (`.to`, PEFT, a trainer) may undo that: then there are several products again, and the same
@@ -7,12 +8,14 @@ results.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from infinitevl import ops
+from infinitevl.errors import InfiniteVLError
+from infinitevl.ops.rounding import Rounded, round_rows
 
 PADDED = 64  # padded widths are multiples of it
 
@@ -24,21 +27,61 @@ class Linear(nn.Linear):
         return ops.linear(input, self.weight, self.bias)
 
 
-def project(x: Tensor, *linears: Any) -> Sequence[Tensor]:
+class Fp8Linear(nn.Module):
+    """A `Linear` whose weight [N, K] is in float8_e4m3fn, with a scale [N] in float32; the bias stays as it is.
+
+    For inference alone: InfiniteVLError where it is to be trained or saved.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight, scale = round_rows(linear.weight.detach())
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.scale: Tensor
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias
+
+    def forward(self, input: Tensor | Rounded) -> Tensor:
+        return ops.linear(input, self.weight, self.bias, None, self.scale)
+
+    def train(self, mode: bool = True) -> "Fp8Linear":
+        if mode:
+            raise InfiniteVLError("a model in fp8 cannot be trained: load it in bfloat16")
+        return super().train(mode)
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        raise InfiniteVLError("a model in fp8 cannot be saved: save the one that it was made of")
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class Map(NamedTuple):
+    """What a product takes: weight [N, K], bias [N], scale [N] where the weight is in float8."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor | None
+
+
+def project(x: Tensor | Rounded, *linears: Any) -> Sequence[Tensor]:
     """x through several linear maps: one product where their weights are side by side (`join`), whose results are
     then slices of one tensor."""
     whole = joined(linears)
     if whole is None:
         return [linear(x) for linear in linears]
-    return ops.linear(x, *whole).split([linear.out_features for linear in linears], dim=-1)
+    y = ops.linear(x, whole.weight, whole.bias, None, whole.scale)
+    return y.split([linear.out_features for linear in linears], dim=-1)
 
 
-def project_onto(residual: Tensor | None, x: Tensor, linear: Any) -> Tensor:
+def project_onto(residual: Tensor | None, x: Tensor | Rounded, linear: Any) -> Tensor:
     """residual + linear(x). x may be as wide as the padded rows of the linear's weight."""
     whole = joined((linear,))
     if whole is not None:
-        weight, bias = whole
-        return ops.linear(x, _with_padding(weight) if x.shape[-1] > weight.shape[1] else weight, bias, residual)
+        weight, bias, scale = whole
+        weight = _with_padding(weight) if x.shape[-1] > weight.shape[1] else weight
+        return ops.linear(x, weight, bias, residual, scale)
     return linear(x) if residual is None else residual + linear(x)
 
 
@@ -46,8 +89,8 @@ def project_onto(residual: Tensor | None, x: Tensor, linear: Any) -> Tensor:
 def join(model: nn.Module) -> None:
     """Lay the weights and biases of the modules that a module lists in `joint` side by side. Again is harmless.
 
-    `into` of a module names the one that reads what comes of them, elementwise: where its width is no multiple of 8,
-    rows that the kernels cannot load 16 bytes at a time, all of them are padded with zeros, in memory alone.
+    `into` of a module names the one that reads what comes of them, elementwise: where its rows are no multiple of 16
+    bytes, which the kernels load at a time, all of them are padded with zeros, in memory alone.
     """
     modules: Any = model.modules()
     for module in modules:
@@ -55,17 +98,18 @@ def join(model: nn.Module) -> None:
             linears = [getattr(module, name) for name in names]
             if all(_plain(linear) for linear in linears):
                 every = _pad(getattr(module, module.into)) if hasattr(module, "into") else 0
-                _lay([linear.weight for linear in linears], every)
-                _lay([linear.bias for linear in linears], every)
+                for name in Map._fields:
+                    _lay([getattr(linear, name, None) for linear in linears], every)
 
 
-def joined(linears: Sequence[Any], every: int = 0) -> tuple[Tensor, Tensor | None] | None:
-    """Weight [N, K] and bias [N] of all of them as one map, each in `every` rows (0: in as many as it has). None where
-    they do not lie so, are more than `Linear`, a gradient is to reach them one by one, and inside torch.compile."""
+def joined(linears: Sequence[Any], every: int = 0) -> Map | None:
+    """All of them as one map, each in `every` rows (0: in as many as it has). None where they do not lie so, are more
+    than `Linear`, a gradient is to reach them one by one, and inside torch.compile."""
     if torch.compiler.is_compiling() or not all(_plain(linear) for linear in linears):
         return None
-    weight, bias = (_as_one([getattr(linear, name) for linear in linears], every) for name in ("weight", "bias"))
-    return None if weight is None or (bias is None and linears[0].bias is not None) else (weight, bias)
+    parts: Any = {name: [getattr(linear, name, None) for linear in linears] for name in Map._fields}
+    whole: Any = {name: _as_one(tensors, every) for name, tensors in parts.items()}
+    return None if any(whole[name] is None and parts[name][0] is not None for name in parts) else Map(**whole)
 
 
 def padded_width(linear: Any) -> int:
@@ -77,14 +121,15 @@ def padded_width(linear: Any) -> int:
 
 def _plain(linear: Any) -> bool:
     """Whether calling it is a product with its weight and nothing else."""
-    return type(linear) is Linear and not (
+    return type(linear) in (Linear, Fp8Linear) and not (
         linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
     )
 
 
 def _pad(linear: Any) -> int:
     """Make the rows of its weight longer in memory where they are misaligned. Returns `padded_width`."""
-    if _plain(linear) and linear.in_features % 8 and linear.weight.is_contiguous() and not linear.weight.is_meta:
+    misaligned = linear.in_features * linear.weight.element_size() % 16
+    if _plain(linear) and misaligned and linear.weight.is_contiguous() and not linear.weight.is_meta:
         width = -(-linear.in_features // PADDED) * PADDED
         whole = linear.weight.new_zeros(linear.out_features, width)
         whole[:, : linear.in_features] = linear.weight
@@ -96,7 +141,7 @@ def _with_padding(weight: Tensor) -> Tensor:
     return weight.detach().as_strided((len(weight), weight.stride(0)), weight.stride())
 
 
-def _lay(parts: list[Tensor], every: int) -> None:
+def _lay(parts: list[Any], every: int) -> None:
     like = parts[0]
     if like is None or any(p.dtype != like.dtype or p.device != like.device for p in parts):
         return

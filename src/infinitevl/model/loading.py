@@ -8,6 +8,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_c
 
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.configuration import InfiniteVLConfig
+from infinitevl.model.fp8 import NAMES, quantise
 from infinitevl.model.linear import join
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.processing import InfiniteVLProcessor
@@ -40,13 +41,16 @@ def load(
     """A model ready to stream, with its processor as `model.processor`.
 
     name: a folder, or an id on the Hugging Face hub; None is the model in the box. device: a GPU where there is
-    one. dtype: the checkpoint's on a GPU, float32 on a CPU. Raises InfiniteVLError, one line, where that fails.
+    one. dtype: the checkpoint's on a GPU, float32 on a CPU; "fp8": bfloat16 with the weights of linear maps in float8
+    (`fp8.quantise`), for inference alone. Raises InfiniteVLError, one line, where that fails.
     """
     name = box() if name is None else name
     register()
     chosen = parse_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None:
         dtype = torch.float32 if chosen.type == "cpu" else "auto"
+    rounded = dtype in NAMES
+    dtype = torch.bfloat16 if rounded else dtype
     _check_place(str(name))
     try:
         _check_type(name)
@@ -57,7 +61,9 @@ def load(
         model, report = loaded
         _check_complete(name, report)
         model = model.to(chosen).eval()
-        if chosen.type == "cuda":
+        if rounded:
+            quantise(model)
+        elif chosen.type == "cuda":
             join(model)
     except InfiniteVLError:
         raise
@@ -123,7 +129,7 @@ def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
         return dtype
     found = getattr(torch, {"fp32": "float32", "bf16": "bfloat16", "fp64": "float64"}.get(dtype, dtype), None)
     if not isinstance(found, torch.dtype):
-        raise InfiniteVLError(f"unknown dtype {dtype!r}: use float32, bfloat16 or float64")
+        raise InfiniteVLError(f"unknown dtype {dtype!r}: use fp8, bfloat16, float32 or float64")
     return found
 
 

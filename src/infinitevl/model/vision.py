@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +130,8 @@ class VisionAttention(nn.Module):
 
 
 class VisionBlock(GradientCheckpointingLayer):
+    before_products: ClassVar = ("norm1", "norm2")
+
     def __init__(self, config: InfiniteVLVisionConfig):
         super().__init__()
         self.norm1 = RMSNorm(config.hidden_size, EPS)
@@ -162,7 +165,7 @@ class PatchMerger(nn.Module):
         super().__init__()
         wide = config.hidden_size * config.spatial_merge_size**2
         self.ln_q = RMSNorm(config.hidden_size, EPS)
-        self.mlp = nn.Sequential(nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, config.out_hidden_size))
+        self.mlp = nn.Sequential(Linear(wide, wide), nn.GELU(), Linear(wide, config.out_hidden_size))
         self.wide = wide
 
     def forward(self, x: Tensor) -> Tensor:

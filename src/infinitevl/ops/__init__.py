@@ -27,6 +27,7 @@ from torch import Tensor
 
 from infinitevl.ops import eager
 from infinitevl.ops.mixing import DeltaInputs, DeltaWeights
+from infinitevl.ops.rounding import Rounded
 
 BACKENDS = {name: f"{__name__}.{name}" for name in ("reference", "eager", "triton", "fla")}
 OPAQUE = {"gated_delta_rule"}  # operations whose kernels torch.compile calls as they are
@@ -268,28 +269,44 @@ def advance(
 
 
 def linear(
-    x: Tensor,
+    x: Tensor | Rounded,
     weight: Tensor,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """residual + x weight^T + bias. x: [..., K]; weight: [N, K]; bias: [N]; residual: [..., N]."""
-    return implementation("linear", x.device, backend)(x, weight, bias, residual)
+    """residual + x weight^T + bias. x: [..., K]; weight: [N, K]; bias: [N]; residual: [..., N].
+
+    scale: [N] float32, of the rows of a weight in float8_e4m3fn (`rounding`); None: the weight is what it is. Kernels
+    round x, too, where it has more than `rounding.FEW` rows.
+    """
+    return implementation("linear", weight.device, backend)(x, weight, bias, residual, scale)
 
 
-def swiglu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+def swiglu(
+    x: Tensor | Rounded,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    *,
+    rounded: bool = False,
+    backend: str | None = None,
+) -> Tensor | Rounded:
     """silu(gate) up, where x weight^T + bias is gate and up side by side.
 
-    x: [..., K]; weight: [2 N, K]; bias: [2 N]. Returns [..., N].
+    x: [..., K]; weight: [2 N, K]; bias: [2 N]; scale: [2 N], as in `linear`. Returns [..., N], which may be `Rounded`
+    where `rounded` says that it goes into a product with a weight in float8 next.
     """
-    return implementation("swiglu", x.device, backend)(x, weight, bias)
+    return implementation("swiglu", weight.device, backend)(x, weight, bias, scale, rounded=rounded)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:
-    """x / sqrt(mean x^2 + eps) * weight over the last dimension. x: [..., N]; weight: [N]."""
-    return implementation("rms_norm", x.device, backend)(x, weight, eps)
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, *, rounded: bool = False, backend: str | None = None
+) -> Tensor | Rounded:
+    """x / sqrt(mean x^2 + eps) * weight over the last dimension. x: [..., N]; weight: [N]; rounded: as in `swiglu`."""
+    return implementation("rms_norm", x.device, backend)(x, weight, eps, rounded=rounded)
 
 
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> Tensor:

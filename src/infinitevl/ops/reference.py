@@ -226,21 +226,30 @@ def advance(
             count[place] += 1
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
     dtype = work_dtype(x)
-    y = torch.einsum("...k,nk->...n", x.to(dtype), weight.to(dtype))
+    weight = weight.to(dtype) if scale is None else weight.to(dtype) * scale.to(dtype)[:, None]
+    y = torch.einsum("...k,nk->...n", x.to(dtype), weight)
     for term in (bias, residual):
         if term is not None:
             y = y + term.to(dtype)
     return y.to(x.dtype)
 
 
-def swiglu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    gate, up = linear(x.to(work_dtype(x)), weight, bias).chunk(2, dim=-1)
+def swiglu(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None, *, rounded: bool = False
+) -> Tensor:
+    gate, up = linear(x.to(work_dtype(x)), weight, bias, None, scale).chunk(2, dim=-1)
     return (gate * torch.sigmoid(gate) * up).to(x.dtype)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rounded: bool = False) -> Tensor:
     y = x.to(work_dtype(x))
     return (y / torch.sqrt((y * y).mean(-1, keepdim=True) + eps) * weight.to(y.dtype)).to(x.dtype)
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from infinitevl.ops.rows import work_dtype
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rounded: bool = False) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 

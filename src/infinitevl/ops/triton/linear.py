@@ -4,12 +4,13 @@ streams), and frames where the weight has few rows. The rest stays with cuBLAS.
 One row: no tensor cores, a program sums whole rows of the weight, which is read once, 16 bytes a thread.
 More: tiles of out^T = weight x^T, so that the weight is the wide side of the tensor cores' product however few the
 rows of x are. Where that gives too few tiles for the processors, K is split and a second kernel adds the parts up.
+Weights in float8 become x's dtype in registers; what x^T is multiplied with is exact, and the sums get the scales.
 
 Every launch may begin before the one before it has ended (`launches`), and loads weights meanwhile: they must not be
 results of the kernels of this package.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -17,8 +18,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from infinitevl.ops.rounding import FEW, Rounded
+from infinitevl.ops.triton.fp8 import product, round_rows, unfit
 from infinitevl.ops.triton.launch import launches
-from infinitevl.ops.triton.pointwise import add_parts, silu_product
+from infinitevl.ops.triton.pointwise import add_parts, silu_product, with_shape
 
 
 @dataclass(frozen=True)
@@ -42,38 +45,60 @@ class Tiles:
     stages: int = 4
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor | Rounded,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
     """Raises NotImplementedError for what is `unsupported`."""
-    rows = _rows(x, weight, bias, residual)
-    plan = plan_of(len(rows), *weight.shape)
+    rows = _rows(x, weight, bias, residual, scale)
+    plan = plan_of(rows.shape[0], *weight.shape, fp8=scale is not None)
     if residual is not None:
         residual = residual.reshape(-1, len(weight))
-    return multiply(rows, weight, bias, residual, plan=plan).view(*x.shape[:-1], -1)
+    return multiply(rows, weight, bias, residual, scale, plan=plan).view(*x.shape[:-1], -1)
 
 
-def swiglu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def swiglu(
+    x: Tensor | Rounded,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    *,
+    rounded: bool = False,
+) -> Tensor | Rounded:
     """Raises NotImplementedError for what is `unsupported`."""
-    rows = _rows(x, weight, bias)
-    plan = plan_of(len(rows), *weight.shape, gated=True)
-    return multiply(rows, weight, bias, plan=plan, gated=True).view(*x.shape[:-1], -1)
+    rows = _rows(x, weight, bias, None, scale)
+    plan = plan_of(rows.shape[0], *weight.shape, gated=True, fp8=scale is not None)
+    if plan is None:
+        return with_shape(silu_product(_library(rows, weight, bias, scale), rounded), x.shape)
+    return multiply(rows, weight, bias, None, scale, plan=plan, gated=True).view(*x.shape[:-1], -1)
 
 
-def unsupported(x: Tensor, *others: Tensor | None) -> str | None:
+def unsupported(
+    x: Tensor | Rounded, weight: Tensor, bias: Tensor | None, residual: Tensor | None, scale: Tensor | None
+) -> str | None:
     """Why these kernels cannot take such inputs; None where they can."""
-    tensors = [x, *(y for y in others if y is not None)]
+    tensors = [y for y in (x, bias, residual, weight if scale is None else None) if isinstance(y, Tensor)]
     if torch.is_grad_enabled() and any(y.requires_grad for y in tensors):
         return "it has no gradient"
-    if x.dtype != torch.bfloat16 or any(y.dtype != x.dtype for y in tensors):
+    if any(y.dtype != torch.bfloat16 for y in tensors):
         return "everything must be bfloat16"
-    if any(y.stride(-1) != 1 for y in tensors):
+    if any(y.stride(-1) != 1 for y in (*tensors, weight)):
         return "the last dimension must be contiguous"
-    return "autocast chooses dtypes" if torch.is_autocast_enabled(x.device.type) else None
+    if scale is not None and (reason := unfit(x.shape[:-1].numel(), weight)):
+        return reason
+    return "autocast chooses dtypes" if torch.is_autocast_enabled(weight.device.type) else None
 
 
-def plan_of(m: int, n: int, k: int, gated: bool = False) -> Rows | Tiles | None:
+def plan_of(m: int, n: int, k: int, gated: bool = False, fp8: bool = False) -> Rows | Tiles | None:
     """From the shapes alone, as measured on an H100; None is cuBLAS. n counts gate and up."""
+    if fp8 and m > FEW:
+        return None
     if m == 1:
-        return Rows(1) if gated else Rows()
+        rows = Rows(1) if gated else Rows()
+        return replace(rows, block_k=2048) if fp8 else rows
     if 1 < m <= 16:
         return Tiles(16, 64, 128, splits=4) if k >= 8192 else Tiles(16, 64, 128, stages=4 if gated else 6)
     if 16 < m <= 64:
@@ -87,46 +112,69 @@ def plan_of(m: int, n: int, k: int, gated: bool = False) -> Rows | Tiles | None:
 
 
 def multiply(
-    x: Tensor,
+    x: Tensor | Rounded,
     weight: Tensor,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
     *,
     plan: Rows | Tiles | None,
     gated: bool = False,
 ) -> Tensor:
     """`ops.linear`, or `ops.swiglu` where gated, of x [M, K] and residual [M, N] by a plan."""
     if plan is None:
-        y = F.linear(x, weight, bias)
+        y = _library(x, weight, bias, scale)
         y = silu_product(y) if gated else y
         return y if residual is None else residual + y
     run = _one_row if isinstance(plan, Rows) else _tiles
     with torch.cuda.device_of(x):
-        return run(x, weight, bias, residual, plan, gated)
+        return run(x, weight, bias, residual, scale, plan, gated)
 
 
-def _rows(x: Tensor, *others: Tensor | None) -> Tensor:
+def _rows(x: Tensor | Rounded, *others: Tensor | None) -> Tensor | Rounded:
+    """[M, K]"""
     reason = unsupported(x, *others)
     if reason:
         raise NotImplementedError(f"linear maps in Triton: {reason}")
+    if isinstance(x, Rounded):
+        return Rounded(x.values.reshape(-1, x.shape[-1]), x.scale.reshape(-1))
     return x.reshape(-1, x.shape[-1])
 
 
+def _library(x: Tensor | Rounded, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+    """By cuBLAS."""
+    if scale is None:
+        return F.linear(x, weight, bias)
+    return product(x if isinstance(x, Rounded) else round_rows(x), weight, bias, scale)
+
+
 def _one_row(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, plan: Rows, gated: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    scale: Tensor | None,
+    plan: Rows,
+    gated: bool,
 ) -> Tensor:
     n, k = len(weight) // (2 if gated else 1), x.shape[1]
     out = torch.empty(1, n, dtype=x.dtype, device=x.device)
     early, options = launches(x)
     _row_kernel[(triton.cdiv(n, plan.block_n),)](
-        x, weight, bias, residual, out, n, k, weight.stride(0),
+        x, weight, scale, bias, residual, out, n, k, weight.stride(0),
         GATED=gated, BLOCK_N=plan.block_n, BLOCK_K=plan.block_k, EARLY=early, num_warps=plan.warps, **options,
     )  # fmt: skip
     return out
 
 
 def _tiles(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, plan: Tiles, gated: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    scale: Tensor | None,
+    plan: Tiles,
+    gated: bool,
 ) -> Tensor:
     (m, k), n = x.shape, len(weight) // (2 if gated else 1)
     whole = plan.splits == 1
@@ -134,7 +182,7 @@ def _tiles(
     out = torch.empty(shape, dtype=dtype, device=x.device)
     early, options = launches(x)
     _tile_kernel[triton.cdiv(n, plan.block_n), triton.cdiv(m, plan.block_m), plan.splits](
-        x, weight, bias if whole else None, residual if whole else None, out, m, n, k,
+        x, weight, scale, bias if whole else None, residual if whole else None, out, m, n, k,
         x.stride(0), weight.stride(0), 0 if residual is None else residual.stride(0),
         GATED=gated, SPLITS=plan.splits, BLOCK_M=plan.block_m, BLOCK_N=plan.block_n, BLOCK_K=plan.block_k,
         EARLY=early, num_warps=plan.warps, num_stages=plan.stages, **options,
@@ -144,10 +192,10 @@ def _tiles(
 
 @triton.jit
 def _row_kernel(
-    x, weight, bias, residual, out, N, K, w_row,
+    x, weight, scale, bias, residual, out, N, K, w_row,
     GATED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """out[n] = residual[n] + bias[n] + sum_k x[k] weight[n, k]. GATED: the weight has 2 N rows, and
+    """out[n] = residual[n] + bias[n] + scale[n] sum_k x[k] weight[n, k]. GATED: the weight has 2 N rows, and
     out[n] = residual[n] + silu(y[n]) y[N + n]. The next columns of the weight are on their way while these are added.
     """
     rows, k = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
@@ -175,10 +223,14 @@ def _row_kernel(
             up_total += up_w.to(tl.float32) * y
             up_w = next_w
     y, real = tl.sum(total, 1), rows < N
+    if scale is not None:
+        y *= tl.load(scale + rows, mask=real, other=0.0)
     if bias is not None:
         y += tl.load(bias + rows, mask=real, other=0.0).to(tl.float32)
     if GATED:
         up = tl.sum(up_total, 1)
+        if scale is not None:
+            up *= tl.load(scale + N + rows, mask=real, other=0.0)
         if bias is not None:
             up += tl.load(bias + N + rows, mask=real, other=0.0).to(tl.float32)
         y *= tl.sigmoid(y) * up
@@ -189,7 +241,7 @@ def _row_kernel(
 
 @triton.jit(do_not_specialize=["M"])
 def _tile_kernel(
-    x, weight, bias, residual, out, M, N, K, x_row, w_row, residual_row,
+    x, weight, scale, bias, residual, out, M, N, K, x_row, w_row, residual_row,
     GATED: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -210,11 +262,15 @@ def _tile_kernel(
     for block in range(first, last):
         real = (k < K - block * BLOCK_K)[None, :]
         y = tl.trans(tl.load(x_at + block * BLOCK_K, mask=real, other=0.0))
-        w = tl.load(w_at + block * BLOCK_K, mask=real, other=0.0)
+        w = tl.load(w_at + block * BLOCK_K, mask=real, other=0.0).to(y.dtype)
         total = tl.dot(w, y, total)
         if GATED:
-            w = tl.load(up_at + block * BLOCK_K, mask=real, other=0.0)
+            w = tl.load(up_at + block * BLOCK_K, mask=real, other=0.0).to(y.dtype)
             up_total = tl.dot(w, y, up_total)
+    if scale is not None:
+        total *= tl.load(scale + n, mask=n < N, other=0.0)[:, None]
+        if GATED:
+            up_total *= tl.load(scale + N + n, mask=n < N, other=0.0)[:, None]
     if bias is not None:
         total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
     if GATED:

@@ -5,12 +5,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from infinitevl.ops.rounding import FEW, Rounded
+from infinitevl.ops.triton.fp8 import empty, knows_fp8, put_row, warps_of
 from infinitevl.ops.triton.launch import launches
 
 BLOCK = 1024
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rounded: bool = False) -> Tensor | Rounded:
     """Raises NotImplementedError where a gradient is asked for, for mixed dtypes and for float64."""
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         raise NotImplementedError("RMSNorm in Triton: it has no gradient")
@@ -18,15 +20,33 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         raise NotImplementedError("RMSNorm in Triton: x and weight must have one dtype, not float64, and keep it")
     rows = x.reshape(-1, x.shape[-1])
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
-    out, width = torch.empty(rows.shape, dtype=x.dtype, device=x.device), rows.shape[1]
+    width, block = rows.shape[1], triton.next_power_of_2(rows.shape[1])
+    out, scale = _place(rows, width, rounded)
     early, options = launches(x)
-    block = triton.next_power_of_2(width)
     with torch.cuda.device_of(x):
         _norm_kernel[(len(rows),)](
-            rows, weight, out, width, rows.stride(0), eps,
-            BLOCK=block, EARLY=early, num_warps=min(max(block // 512, 1), 8), **options,
+            rows, weight, out, scale, width, rows.stride(0), eps,
+            BLOCK=block, EARLY=early, num_warps=warps_of(block), **options,
         )  # fmt: skip
-    return out.view(x.shape)
+    return with_shape(_result(out, scale), x.shape)
+
+
+def with_shape(x: Tensor | Rounded, shape: torch.Size) -> Tensor | Rounded:
+    """x [M, N] as [*shape[:-1], N]."""
+    if isinstance(x, Rounded):
+        return Rounded(x.values.view(*shape[:-1], -1), x.scale.view(shape[:-1]))
+    return x.view(*shape[:-1], -1)
+
+
+def _place(rows: Tensor, width: int, rounded: bool) -> tuple[Tensor, Tensor | None]:
+    """For results [M, width] of rows [M, ...], with one for their scales where they are to be `Rounded`, and many."""
+    if rounded and len(rows) > FEW and rows.dtype == torch.bfloat16 and knows_fp8(rows):
+        return empty(len(rows), width, rows.device)
+    return torch.empty(len(rows), width, dtype=rows.dtype, device=rows.device), None
+
+
+def _result(out: Tensor, scale: Tensor | None) -> Tensor | Rounded:
+    return out if scale is None else Rounded(out, scale)
 
 
 def add_parts(parts: Tensor, bias: Tensor | None, residual: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -42,18 +62,21 @@ def add_parts(parts: Tensor, bias: Tensor | None, residual: Tensor | None, dtype
     return out
 
 
-def silu_product(x: Tensor) -> Tensor:
+def silu_product(x: Tensor, rounded: bool = False) -> Tensor | Rounded:
     """silu(gate) up, of x [M, 2 N] with gate and up side by side; its rows may have a stride of their own."""
     m, n = len(x), x.shape[1] // 2
-    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
+    out, scale = _place(x, n, rounded)
+    block = BLOCK if scale is None else triton.next_power_of_2(n)
     early, options = launches(x)
     with torch.cuda.device_of(x):
-        _silu_kernel[triton.cdiv(n, BLOCK), m](x, out, n, x.stride(0), BLOCK=BLOCK, EARLY=early, **options)
-    return out
+        _silu_kernel[triton.cdiv(n, block), m](
+            x, out, scale, n, x.stride(0), BLOCK=block, EARLY=early, num_warps=max(4, warps_of(block)), **options
+        )  # fmt: skip
+    return _result(out, scale)
 
 
 @triton.jit
-def _norm_kernel(x, weight, out, N, x_row, eps, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+def _norm_kernel(x, weight, out, scale, N, x_row, eps, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     mask = column < N
     if EARLY:
@@ -63,7 +86,7 @@ def _norm_kernel(x, weight, out, N, x_row, eps, BLOCK: tl.constexpr, EARLY: tl.c
         tl.extra.cuda.gdc_wait()
     y = tl.load(x + row * x_row + column, mask=mask, other=0.0).to(tl.float32)
     y *= tl.rsqrt(tl.sum(y * y, 0) / N + eps) * w
-    tl.store(out + row * N + column, y, mask=mask)
+    put_row(out, scale, row, column, y, N)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -86,7 +109,7 @@ def _add_kernel(
 
 
 @triton.jit
-def _silu_kernel(x, out, N, x_row, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+def _silu_kernel(x, out, scale, N, x_row, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     row, column = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = column < N
     if EARLY:
@@ -94,4 +117,4 @@ def _silu_kernel(x, out, N, x_row, BLOCK: tl.constexpr, EARLY: tl.constexpr):
         tl.extra.cuda.gdc_wait()
     gate = tl.load(x + row * x_row + column, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(x + row * x_row + N + column, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + row * N + column, gate * tl.sigmoid(gate) * up, mask=mask)
+    put_row(out, scale, row, column, gate * tl.sigmoid(gate) * up, N)

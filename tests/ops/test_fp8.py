@@ -1,0 +1,118 @@
+"""Weights in float8: what rounding costs, and the kernels against float64 with the same rounded numbers."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from helpers import assert_close, relative
+from infinitevl import ops
+from infinitevl.ops.rounding import FEW, FP8, LARGEST, Rounded, round_rows
+from interpreter import DEVICE
+
+fp8 = pytest.importorskip("infinitevl.ops.triton.fp8")
+linear = pytest.importorskip("infinitevl.ops.triton.linear")
+pointwise = pytest.importorskip("infinitevl.ops.triton.pointwise")
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+TYPICAL = 0.0265  # relative error of a number whose logarithm is evenly spread: 3 bits of mantissa, to nearest
+BFLOAT16 = 1e-2
+PLANS = [
+    (1, linear.Rows(4, 32)),
+    (1, linear.Rows(1, 128)),
+    (21, linear.Tiles(16, 16, 32)),
+    (21, linear.Tiles(32, 32, 16, splits=3)),
+    (5, linear.Tiles(16, 32, 64, splits=2)),
+]
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, device=DEVICE).bfloat16()
+
+
+def weight(n: int, k: int) -> Rounded:
+    """Rows of sizes far apart, a slice of a wider tensor."""
+    values, scale = round_rows(normal(n, k) * 10 ** torch.linspace(-3, 3, n, device=DEVICE)[:, None])
+    wide = torch.full((n, k + 16), 77.0, device=DEVICE).to(FP8)
+    wide[:, :k] = values
+    return Rounded(wide[:, :k], scale)
+
+
+def off(found: Rounded, exact: Tensor) -> float:
+    """The largest error of rounding, in units of what it may be: half of the last place."""
+    scale, exact = found.scale[..., None].double(), exact.double()
+    return float(((found.to(torch.float64) - exact).abs() / torch.maximum(exact.abs() / 16, scale / 1024)).max())
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_rounding(size: float):
+    x = size * torch.randn(50, 301, device=DEVICE)
+    x[0] = 0
+    found = round_rows(x)
+    assert found.values.dtype == FP8 and found.scale.dtype == torch.float32 and found.shape == x.shape
+    assert off(found, x) <= 1 + 1e-5
+    assert 0.9 * TYPICAL < relative(found.to(torch.float32), x) < 1.1 * TYPICAL
+    assert torch.equal(found.values[1:].float().abs().amax(1), torch.full((49,), LARGEST, device=DEVICE))
+    assert not found.to(torch.float32)[0].any()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("m, plan", PLANS, ids=str)
+def test_few_rows(m: int, plan: linear.Rows | linear.Tiles, gated: bool):
+    """Exact but for bfloat16: x is not rounded."""
+    if gated and isinstance(plan, linear.Tiles) and plan.splits > 1:
+        pytest.skip("the parts of a gate cannot be added after it")
+    n, k = 19, 77
+    x, (w, scale) = normal(m, k), weight(n * (1 + gated), k)
+    for bias, residual in ((None, None), (normal(len(w)), None if gated else normal(m, n))):
+        found = linear.multiply(x, w, bias, residual, scale, plan=plan, gated=gated)
+        given = [None if y is None else y.double() for y in (x, w, bias)]
+        if gated:
+            exact = ops.swiglu(*given, scale, backend="reference")
+        else:
+            exact = ops.linear(*given, None if residual is None else residual.double(), scale, backend="reference")
+        assert found.dtype == torch.bfloat16
+        for column in range(n):
+            assert_close(found[:, column], exact[:, column], BFLOAT16)
+
+
+def test_many_rows():
+    """Exact with x rounded, too, rounded here or by who made it; twice the error of one rounding in square."""
+    shape, n, k = (5, 13), 32, 48
+    assert FEW < 5 * 13
+    x, (w, scale), bias, residual = normal(*shape, k), weight(n, k), normal(n), normal(*shape, n)
+    rounded = round_rows(x)
+    exact = ops.linear(rounded.to(torch.float64), w, bias, residual, scale, backend="reference")
+    for given in (x, rounded):
+        assert_close(ops.linear(given, w, bias, residual, scale, backend="triton"), exact, BFLOAT16)
+    assert_close(ops.linear(rounded, w, bias, residual, scale, backend="eager"), exact, BFLOAT16)
+    gated = ops.swiglu(rounded, w, None, scale, backend="triton")
+    exact = ops.swiglu(rounded.to(torch.float64), w, None, scale, backend="reference")
+    assert_close(gated, exact, 2 * BFLOAT16)
+    again = ops.swiglu(x, w, None, scale, rounded=True, backend="triton")
+    assert isinstance(again, Rounded) and again.shape == gated.shape and off(again, gated) < 1.2
+    plain = normal(n, k)
+    w, scale = round_rows(plain)
+    found = ops.linear(x, w, None, None, scale, backend="triton")
+    assert relative(found, ops.linear(x.double(), plain.double())) < 1.6 * TYPICAL
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e4])
+def test_results_that_are_rounded(size: float):
+    """Whatever is rounded where it is made is within half of the last place of what it is elsewhere."""
+    x, norm = size * normal(5, 13, 72), normal(72)
+    assert off(fp8.round_rows(x[0]), x[0]) <= 1 + 1e-5
+    found = pointwise.rms_norm(x, norm, 1e-6, rounded=True)
+    assert isinstance(found, Rounded) and found.shape == x.shape and found.scale.shape == x.shape[:2]
+    assert off(found, ops.rms_norm(x.double(), norm.double(), 1e-6)) < 1 + 1e-3
+    assert isinstance(pointwise.rms_norm(x[0], norm, 1e-6, rounded=True), Tensor)
+    assert isinstance(pointwise.rms_norm(x.float(), norm.float(), 1e-6, rounded=True), Tensor)
+
+
+def test_unsupported():
+    """Sizes that are no multiples of 16 bytes, with many rows: the eager operation takes them."""
+    x, (w, scale) = normal(FEW + 1, 40), weight(24, 40)
+    with pytest.raises(NotImplementedError, match="multiples of 16"):
+        ops.linear(x, w, None, None, scale, backend="triton")
+    assert_close(ops.linear(x[:3], w, None, None, scale, backend="triton"), ops.linear(x[:3], w, scale=scale), 1e-2)
+    exact = ops.linear(x.double(), w, scale=scale, backend="reference")
+    assert_close(ops.linear(x, w, scale=scale, backend="eager"), exact, BFLOAT16)
