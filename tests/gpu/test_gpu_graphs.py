@@ -1,5 +1,7 @@
 """Graphs against the same functions run step by step, at every frame of a stream from empty to three windows long."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,8 @@ from infinitevl.streaming.stream import Stream
 from infinitevl.streaming.text import Sampling
 
 WINDOW, FRAME = 48, (56, 84)
-FRAMES = 3 * WINDOW // 6 + 1
+WIDE = (84, 112)  # of 12 tokens
+FRAMES = 3 * WINDOW // 12 + 1
 LAG = 20_000_000  # cycles of the device, about 10 ms
 
 
@@ -40,12 +43,12 @@ def test_replays_are_the_steps(model: Model):
     """Frames, questions, tokens; answers that are remembered, too."""
     replayed, stepped = Stream(model, fps=None), Stream(model, fps=None)
     for seed in range(FRAMES):
-        replayed.see(picture(seed))
+        replayed.see(picture(seed, WIDE))
         with ops.using("eager"):
-            stepped.see(picture(seed))
+            stepped.see(picture(seed, WIDE))
         assert_same_state(replayed.state, stepped.state, 100 * RELATIVE[torch.float32])
-        if seed % 5 == 0:
-            remember = seed % 10 == 0
+        if seed % 4 == 0:
+            remember = seed % 8 == 0
             found = answer(replayed, remember=remember)
             with ops.using("eager"):
                 assert found == answer(stepped, remember=remember)
@@ -100,6 +103,25 @@ def test_streams_take_turns(model: Model):
             alone[-1].see(picture(seed + 100 * shift))
     for mine, theirs in zip(together, alone, strict=True):
         assert_same_state(mine.state, theirs.state)
+
+
+def test_threads_share_a_model(model: Model):
+    """Each captures sizes that the others have not seen, while those are fed, forked and asked."""
+
+    def watch(thread: int) -> tuple[list[str], Stream]:
+        stream, said = Stream(model, fps=None), []
+        for step in range(6):
+            stream.see(picture(100 * thread + step, (56, 56 + 28 * (1 + thread)) if step % 2 else FRAME))
+            if step % 2:
+                said.append(answer(stream.fork(), remember=True))
+        return said, stream
+
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(watch, range(3)))
+    for thread, (said, stream) in enumerate(together):
+        expected, alone = watch(thread)
+        assert said == expected
+        assert_same_state(stream.state, alone.state)
 
 
 def test_sizes_have_graphs_of_their_own(model: Model):

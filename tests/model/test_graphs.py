@@ -43,6 +43,17 @@ class Aside:
         return f"event {len(self.told)}"
 
 
+def test_results_are_the_callers(model: Model, kept: Graphs):
+    """A graph writes its next result where the last one is."""
+    result = torch.zeros(1)
+
+    def count(_: None) -> torch.Tensor:
+        return result.add_(1)
+
+    first, second = (kept.run(model, "count", count, (), None) for _ in range(2))
+    assert (float(first), float(second)) == (1, 2)
+
+
 @pytest.fixture
 def model() -> Model:
     torch.manual_seed(0)

@@ -9,6 +9,9 @@ larger state (`State.at`) stay where they are: their places are an input like ot
 Graphs of one lane share scratch memory, so they run one after the other. There are two lanes: one that follows the
 caller's CUDA stream, and one beside it, for what needs no result of the work before it (`beside`).
 
+Threads take turns, a replay or a capture at a time; what a graph returns is copied before the next one. States
+that share a desk may be fed from several threads, all on one CUDA stream: `State` moves under a lock.
+
 Everywhere but on a GPU the same functions just run.
 """
 
@@ -30,15 +33,17 @@ GRAPHS = 48  # that are kept; each holds its inputs, outputs and launches
 WARMUPS = 2
 PLAIN = ("eager", "reference")  # backends that stand for themselves in comparisons, launches and all
 
-Function = Callable[..., Any]  # (state, *inputs) -> tensors or None
+_making = threading.Lock()
+_capturing = threading.RLock()  # of all models: to begin is to wait for the device, which a capture does not survive
+
+Function = Callable[..., Any]  # (state, *inputs) -> a tensor or None
 
 
 def run(model: Any, key: Hashable, function: Function, *inputs: Tensor, state: State | None = None) -> Any:
     """function(state, *inputs), replayed from a graph where the model is on a GPU.
 
     key: of what `function` does besides its inputs' shapes and dtypes: equal keys stand for equal functions. It must
-    not wait for the device, nor take anything from the host but what the key names. What it returns is overwritten
-    when it runs again.
+    not wait for the device, nor take anything from the host but what the key names.
     """
     with torch.inference_mode():
         if not replays(model, state):
@@ -50,7 +55,7 @@ def beside(model: Any, make: Callable[[Tensor], Tensor], given: Tensor) -> Tenso
     """make(given), where graphs replay on a stream beside the caller's: it waits for nothing that is under way there
     but what `given` is, if that is on the device. What comes later on the caller's stream waits for it.
 
-    make: reads nothing else that changes; the last that it calls is `run`. A copy of what that returns is returned.
+    make: reads nothing else that changes; the last that it calls is `run`.
     """
     if not replays(model):
         return make(given)
@@ -75,9 +80,10 @@ def takes_slots(model: Any) -> bool:
 
 
 def graphs_of(model: Any) -> "Graphs":
-    if model.graphs is None:
-        model.graphs = Graphs()
-    return model.graphs
+    with _making:
+        if model.graphs is None:
+            model.graphs = Graphs()
+        return model.graphs
 
 
 class Desk:
@@ -122,7 +128,7 @@ class Graph:
         with nullcontext() if self.slots is not None else _unchanged(state):
             _warm_up(function, self.inputs, state, lane.stream)
             capture = torch.cuda.graph(self.graph, lane.pool, lane.stream, capture_error_mode="thread_local")
-            with _no_collection(), capture:
+            with _capturing, _no_collection(), capture:
                 self.outputs = function(state, *self.inputs)
             self.tokens = (state.bound - bound) // (WARMUPS + 1) if state is not None else 0
 
@@ -169,7 +175,8 @@ class Graphs:
             self._graphs.move_to_end(key)
             if state is not None:
                 state.bound += graph.tokens
-            return graph(inputs, None if state is None else state.slots)
+            found = graph(inputs, None if state is None else state.slots)
+            return found if aside or found is None else found.clone()  # before another thread's graph writes there
 
     def beside(self, device: torch.device, make: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
         with self._lock, torch.cuda.device(device):
@@ -181,7 +188,7 @@ class Graphs:
             with torch.cuda.stream(there):
                 made = make(given)
             here.wait_stream(there)
-            copy = made.clone()
+            copy = made.clone()  # on the caller's stream, which may be late
             self._read = here.record_event()
             return copy
 
@@ -236,7 +243,6 @@ def _warm_up(function: Function, inputs: tuple[Tensor, ...], state: State | None
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """A graph or tensor that is collected while another is captured would end the capture."""
-    gc.collect()
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -80,6 +80,11 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
         kwargs = {"key_mapping": OLD_NAMES, **kwargs, "use_safetensors": True}
         return super().from_pretrained(name, *args, **kwargs)
 
+    @property
+    def device(self) -> torch.device:
+        """That of the head: to ask for the first of all parameters takes longer than some launches."""
+        return self.lm_head.weight.device
+
     def get_input_embeddings(self) -> nn.Module:
         return self.model.language_model.embed_tokens
 
@@ -262,8 +267,7 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
             return self.model.language_model(embeds, positions, vision, *lengths, state=state)
 
         lengths = () if mask is None else ((mask != 0).sum(1),)
-        x = run(self, ("token", len(lengths)), step, embeds, positions, vision, *lengths, state=state)
-        return x.clone()
+        return run(self, ("token", len(lengths)), step, embeds, positions, vision, *lengths, state=state)
 
     def _positions(
         self,

@@ -12,10 +12,12 @@ A full_attention layer keeps every token instead of a ring, so its part grows, b
 import copy
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,10 +30,24 @@ from infinitevl.model.configuration import InfiniteVLTextConfig
 
 FORMAT, VERSION = "infinitevl-state", 1
 FIRST_CAPACITY = 256  # tokens that a full_attention layer has room for at first
+CPU = torch.device("cpu")
+Method = TypeVar("Method", bound=Callable[..., Any])
+_moving = threading.RLock()  # held while a state gets other tensors (`adopt`), and by all that must not see that
 SIGNATURE = (
     "layer_types", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "num_linear_heads",
     "linear_head_dim", "expand_v", "conv_size", "sliding_window", "attention_sinks", "rope_parameters",
 )  # fmt: skip
+
+
+def _in_one_piece(method: Method) -> Method:
+    """Meanwhile no other thread has the state move."""
+
+    @wraps(method)
+    def held(*args: Any, **kwargs: Any) -> Any:
+        with _moving:
+            return method(*args, **kwargs)
+
+    return held  # pyright: ignore[reportReturnType]
 
 
 @dataclass
@@ -112,6 +128,7 @@ class State:
         counters = self.run, self.position, self.count
         ops.advance(*counters, positions, vision, lengths=lengths, slots=self.slots)
 
+    @_in_one_piece
     def open_video(self, mask: Tensor | None = None) -> None:
         """Begin a video here: `base` becomes the position of its first frame. mask: [B] bool, the rows (None: all)."""
         here = self.of("position") + self.of("run")
@@ -148,6 +165,7 @@ class State:
         """Another one of the same tensors."""
         return copy.copy(self)
 
+    @_in_one_piece
     def adopt(self, other: "State") -> None:
         """Have the tensors of `other` in the place of one's own."""
         self.layers = list(other.layers)
@@ -159,6 +177,7 @@ class State:
         index = torch.tensor(rows, dtype=torch.int64, device=self.count.device)
         return self._changed(lambda tensor: tensor.index_select(0, index))
 
+    @_in_one_piece
     def put(self, rows: Sequence[int], other: "State") -> None:
         """Copy the rows of `other` into these rows, in place."""
         index = torch.tensor(rows, dtype=torch.int64, device=self.count.device)
@@ -174,12 +193,14 @@ class State:
         """A copy on `device`."""
         return self._changed(lambda tensor: tensor.to(device, copy=True))
 
+    @_in_one_piece
     def memory_norm(self) -> Tensor:
         """[layers, B] norm of the memory of each Gated DeltaNet layer, mean over its heads."""
         memories = [layer.memory for layer in self.layers if isinstance(layer, DeltaState)]
         norms = [memory.flatten(2).norm(dim=-1).mean(-1) for memory in memories]
         return torch.stack(norms) if norms else self.count.new_zeros(0, self.batch_size, dtype=torch.float32)
 
+    @_in_one_piece
     def _changed(self, change: Callable[[Tensor], Tensor]) -> "State":
         """The same with every tensor changed."""
         made = State.__new__(State)
@@ -193,6 +214,7 @@ class State:
                 setattr(made, name, change(getattr(self, name)))
         return made
 
+    @_in_one_piece
     def copy_(self, other: "State") -> "State":
         """Become a copy of `other`, in place. Raises ValueError where shapes differ."""
         mine, theirs = self.tensors(), other.tensors()
@@ -202,6 +224,7 @@ class State:
         self._take(theirs, other.bound)
         return self
 
+    @_in_one_piece
     def _take(self, theirs: dict[str, Tensor], bound: int) -> None:
         """Copy tensors that fit, in place. Slots that hold no token may be more or fewer than here."""
         self.bound = bound
@@ -213,6 +236,7 @@ class State:
             slots = min(mine[name].shape[2], theirs[name].shape[2])
             mine[name][:, :, :slots].copy_(theirs[name][:, :, :slots])
 
+    @_in_one_piece
     def reset(self, mask: Tensor | None = None) -> "State":
         """Forget everything, in place. mask: [B] bool, the rows to reset (None: all)."""
         for tensor in self.tensors().values():
@@ -223,6 +247,7 @@ class State:
         self.bound = 0 if mask is None else self.bound
         return self
 
+    @_in_one_piece
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row b becomes row beam_idx[b], in place (the cache interface that beam search asks for)."""
         for tensor in self.tensors().values():
@@ -234,7 +259,8 @@ class State:
         metadata = {
             **(extra or {}), "format": FORMAT, "version": str(VERSION), "model": signature, "bound": str(self.bound)
         }  # fmt: skip
-        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
+        still = self.to(CPU) if self.count.is_cuda else self
+        tensors = {name: tensor.contiguous() for name, tensor in still.tensors().items()}
         partial = Path(f"{path}.{os.getpid()}.partial")
         try:
             save_file(tensors, partial, metadata)

@@ -120,7 +120,7 @@ def _in_pieces(
         key, extra = (put.__name__, ragged), [to_device(here, model.device)] if ragged else []
         found = run(model, key, partial(put, model), *parts, *extra, state=state)
         ends = to_device(real > start, model.device)[:, None]
-        logits = found.clone() if logits is None else torch.where(ends, found, logits)
+        logits = found if logits is None else torch.where(ends, found, logits)
     assert logits is not None
     return logits
 

@@ -40,7 +40,7 @@ class Speaker:
         model = self.model
         drawn = draws(self.samplings, model.config.text_config.vocab_size, tokens.device)
         inputs = tokens, self._ends, *drawn
-        return run(model, ("step", len(drawn)), partial(_step, model), *inputs, state=self.state).clone()
+        return run(model, ("step", len(drawn)), partial(_step, model), *inputs, state=self.state)
 
 
 def _step(

@@ -39,7 +39,8 @@ from infinitevl.ops.triton.launch import launches
 from infinitevl.ops.triton.norm import norm_real_tokens
 
 SIZE: int = CHUNK.value
-TOKENS = 32  # that a program convolves
+TOKENS = 16  # that a program convolves
+FEW = 132  # programs, that leave a processor to each: then it may have twice the warps
 PIECE = 8192  # tokens that are prepared before the memory is carried through them: it bounds the scratch memory
 
 
@@ -87,7 +88,7 @@ def _prepare(x: DeltaInputs, w: DeltaWeights, tail: Tensor, slots: Tensor | None
         )  # fmt: skip
         _products_kernel[2, chunks * heads, batch](
             q, k, *x[4:], *w[3:5], slots, lengths, a, p, factors, time, *(y.stride(1) for y in x[4:]),
-            H=heads, K=width, EARLY=early, num_warps=4, **options,
+            H=heads, K=width, EARLY=early, num_warps=8 if 2 * chunks * heads * batch <= FEW else 4, **options,
         )  # fmt: skip
     return _Prepared(q, k, v, a, p, factors)
 

@@ -55,7 +55,7 @@ def add_parts(parts: Tensor, bias: Tensor | None, residual: Tensor | None, dtype
     out = torch.empty(m, n, dtype=dtype, device=parts.device)
     early, options = launches(parts)
     with torch.cuda.device_of(parts):
-        _add_kernel[triton.cdiv(n, BLOCK), m](
+        _add_kernel[m, triton.cdiv(n, BLOCK)](
             parts, bias, residual, out, m, n, 0 if residual is None else residual.stride(0),
             PARTS=count, BLOCK=BLOCK, EARLY=early, **options,
         )  # fmt: skip
@@ -69,7 +69,7 @@ def silu_product(x: Tensor, rounded: bool = False) -> Tensor | Rounded:
     block = BLOCK if scale is None else triton.next_power_of_2(n)
     early, options = launches(x)
     with torch.cuda.device_of(x):
-        _silu_kernel[triton.cdiv(n, block), m](
+        _silu_kernel[m, triton.cdiv(n, block)](
             x, out, scale, n, x.stride(0), BLOCK=block, EARLY=early, num_warps=max(4, warps_of(block)), **options
         )  # fmt: skip
     return _result(out, scale)
@@ -93,7 +93,7 @@ def _norm_kernel(x, weight, out, scale, N, x_row, eps, BLOCK: tl.constexpr, EARL
 def _add_kernel(
     parts, bias, residual, out, M, N, residual_row, PARTS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
 ):
-    row, column = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < N
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
@@ -110,7 +110,7 @@ def _add_kernel(
 
 @triton.jit
 def _silu_kernel(x, out, scale, N, x_row, BLOCK: tl.constexpr, EARLY: tl.constexpr):
-    row, column = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < N
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()

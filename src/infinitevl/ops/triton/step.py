@@ -17,7 +17,8 @@ from infinitevl.ops.mixing import DeltaInputs, DeltaWeights
 from infinitevl.ops.triton.chunk import gates, place
 from infinitevl.ops.triton.launch import launches
 
-FEW = 8  # streams, from which on there are programs enough without cutting the heads small
+MANY = 32  # streams, from which on programs are so many that they themselves keep the memory busy
+REGISTERS = 168  # of a thread then: three programs to a processor
 
 
 def delta_step(
@@ -39,13 +40,16 @@ def delta_step(
     rows = [y if y[0].is_contiguous() else y.contiguous() for y in x]
     o = torch.empty_like(x.v, memory_format=torch.contiguous_format)
     unnormed = torch.empty(batch, heads, value_width, dtype=torch.float32, device=o.device)
-    block_v = min(block_v or (32 if batch < FEW else 64), value_width)
+    many = batch >= MANY
+    block_v = min(block_v or (64 if many else 32), value_width)
     early, options = launches(o)
+    if early and many:
+        options["maxnreg"] = REGISTERS
     with torch.cuda.device_of(o):
         _step_kernel[value_width // block_v, heads, batch](
             *rows, *weights[:6], memory, tail, slots, lengths, arrived, unnormed, o,
             *(y.stride(0) for y in rows), weights.eps,
-            K=key_width, V=value_width, BLOCK_V=block_v, EARLY=early, PREFETCH=early, num_warps=4, **options,
+            K=key_width, V=value_width, BLOCK_V=block_v, EARLY=early, PREFETCH=early and not many, num_warps=4, **options,
         )  # fmt: skip
     return o
 
