@@ -8,10 +8,11 @@ from infinitevl.ops.triton.finish import write_ring
 from infinitevl.ops.triton.fp8 import round_rows
 from infinitevl.ops.triton.heads import rotate_heads
 from infinitevl.ops.triton.norm import gated_rms_norm
-from infinitevl.ops.triton.pointwise import add_parts, rms_norm, silu_product
+from infinitevl.ops.triton.pointwise import add_norm, add_parts, rms_norm, silu_product
 from infinitevl.ops.triton.rotary import rotary_table
 
 ROWS, MOST = 70_000, 65_535
+ONE = torch.zeros(1, dtype=torch.int64)
 
 
 class Grids(list):
@@ -29,17 +30,20 @@ def rows(*width: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 LAUNCHES = {
     "silu": (pointwise, "_silu_kernel", lambda: silu_product(rows(4))),
     "sum": (pointwise, "_add_kernel", lambda: add_parts(rows(2)[None], None, None, torch.float32)),
+    "sum and norm": (
+        pointwise, "_add_norm_kernel", lambda: add_norm(rows(2)[None], None, rows(2), torch.ones(2), 1e-5)
+    ),
     "norm": (pointwise, "_norm_kernel", lambda: rms_norm(rows(2), torch.ones(2), 1e-5)),
     "gated norm": (norm, "_norm_kernel", lambda: gated_rms_norm(rows(2), rows(2), torch.ones(2), 1e-5)),
     "float8": (fp8, "_round_kernel", lambda: round_rows(rows(2))),
     "heads": (heads, "_rotate_kernel", lambda: rotate_heads(rows(3, 1, 2), rows(1), rows(1))),
     "ring": (
         finish, "_finish_kernel",
-        lambda: write_ring(*torch.zeros(2, 1, 1, 4, 2), *torch.zeros(2, 1, ROWS, 1, 2), torch.zeros(1, dtype=torch.int64)),
+        lambda: write_ring(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2), rows(1, 2)[None], rows(1, 2)[None], ONE),
     ),
     "table": (
         rotary, "_table_kernel",
-        lambda: rotary_table(rows(3, 1, dtype=torch.int64).permute(1, 0, 2), torch.ones(1), torch.zeros(1), torch.float32),
+        lambda: rotary_table(rows(3, dtype=torch.int64).T[:, None], torch.ones(1), ONE, torch.float32),
     ),
 }  # fmt: skip
 

@@ -97,3 +97,22 @@ def test_unsupported():
     for inputs in ((x, w[0].float()), (x.double(), w[0].double()), (x.clone().requires_grad_(), w[0])):
         with pytest.raises(NotImplementedError, match="Triton"):
             pointwise.rms_norm(*inputs, 1e-6)
+
+
+@pytest.mark.parametrize("m, n, k", [(1, 24, 70), (5, 24, 8192), (5, 24, 70), (70, 24, 70)])
+def test_with_the_norm_of_the_sum(m: int, n: int, k: int):
+    """One row, parts of a split product, tiles, cuBLAS: to the bit what product and norm are one after the other."""
+    x, weight, residual = (normal(*s, dtype=torch.bfloat16) for s in ((m, k), (n, k), (m, 1, 2 * n)))
+    bias, norm = (normal(n, dtype=torch.bfloat16) for _ in range(2))
+    residual = residual[..., n:]
+    for b in (None, bias):
+        total, normed = linear.linear_norm(x[:, None], weight, b, residual, None, norm, 1e-5)
+        expected = linear.linear(x[:, None], weight, b, residual)
+        assert torch.equal(total, expected)
+        assert torch.equal(normed, pointwise.rms_norm(expected, norm, 1e-5))
+        wanted = ops.linear_norm(
+            *wide(x[:, None], weight, b, residual), None, norm.double(), 1e-5, backend="reference"
+        )
+        for found, exact in zip((total, normed), wanted, strict=True):
+            assert found.shape == exact.shape == (m, 1, n)
+            assert_close(found, exact, 1e-2)

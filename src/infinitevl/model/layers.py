@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infinitevl import ops
-from infinitevl.model.linear import Fp8Linear, Linear, joined, padded_width, project, project_onto
+from infinitevl.model.linear import Fp8Linear, Linear, joined, padded_width, project, project_and_norm, project_onto
 from infinitevl.model.state import AttentionState, DeltaState
 from infinitevl.ops.mixing import DeltaInputs, DeltaWeights, Operations, mix
 from infinitevl.ops.rounding import Rounded
@@ -87,8 +87,11 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden_size, kv, bias=True)
         self.o_proj = Linear(inner, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, chunk: Chunk, state: AttentionState | None, residual: Tensor | None = None) -> Tensor:
-        """x, residual: [B, T, hidden]. Reads the ring, then writes the chunk into it."""
+    def forward(
+        self, x: Tensor, chunk: Chunk, state: AttentionState | None, residual: Tensor, norm: RMSNorm
+    ) -> tuple[Tensor, Any]:
+        """x, residual: [B, T, hidden]. Reads the ring, then writes the chunk into it. Returns the residual with what
+        was read, and `norm` of that."""
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in project(x, self.q_proj, self.k_proj, self.v_proj))
         seen = {"window": self.window, "sinks": self.sinks, "lengths": chunk.lengths}
         if state is not None and chunk.count is not None:
@@ -98,7 +101,7 @@ class Attention(nn.Module):
         else:
             q, k = rotate(q, chunk.cos, chunk.sin), rotate(k, chunk.cos, chunk.sin)
             o = ops.window_attention(q, k, v, **seen, seq_idx=chunk.seq_idx)
-        return project_onto(residual, o.flatten(2), self.o_proj)
+        return project_and_norm(residual, o.flatten(2), self.o_proj, norm)
 
 
 class ShortConvolution(nn.Conv1d):
@@ -136,8 +139,11 @@ class GatedDeltaNet(nn.Module):
         self.o_norm = RMSNorm(self.value_dim, config.norm_eps)
         self.o_proj = Linear(values, hidden, bias=False)
 
-    def forward(self, x: Tensor, chunk: Chunk, state: DeltaState | None, residual: Tensor | None = None) -> Tensor:
-        """x, residual: [B, T, hidden]. Reads the memory, then leaves the new one in its place."""
+    def forward(
+        self, x: Tensor, chunk: Chunk, state: DeltaState | None, residual: Tensor, norm: RMSNorm
+    ) -> tuple[Tensor, Any]:
+        """x, residual: [B, T, hidden]. Reads the memory, then leaves the new one in its place. Returns as `Attention`
+        does."""
         inputs = self._inputs(x)
         if state is not None and not torch.is_grad_enabled():
             o = ops.delta_mixer(
@@ -146,7 +152,7 @@ class GatedDeltaNet(nn.Module):
             )  # fmt: skip
         else:
             o = self._mixed(inputs, chunk, state)
-        return project_onto(residual, o.flatten(2), self.o_proj)
+        return project_and_norm(residual, o.flatten(2), self.o_proj, norm)
 
     @property
     def weights(self) -> DeltaWeights:
@@ -183,5 +189,5 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, chunk: Chunk, state: Any = None) -> Tensor:
-        x = self.self_attn(self.input_layernorm(x), chunk, state, x)
-        return self.mlp(self.post_attention_layernorm(x), x)
+        x, y = self.self_attn(self.input_layernorm(x), chunk, state, x, self.post_attention_layernorm)
+        return self.mlp(y, x)

@@ -85,6 +85,16 @@ def project_onto(residual: Tensor | None, x: Tensor | Rounded, linear: Any) -> T
     return linear(x) if residual is None else residual + linear(x)
 
 
+def project_and_norm(residual: Tensor, x: Tensor | Rounded, linear: Any, norm: Any) -> tuple[Tensor, Any]:
+    """residual + linear(x), and the `RMSNorm` of that."""
+    whole = joined((linear,))
+    if whole is None or norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm):
+        y = project_onto(residual, x, linear)
+        return y, norm(y)
+    weight, bias, scale = whole
+    return ops.linear_norm(x, weight, bias, residual, scale, norm.weight, norm.eps, rounded=norm.rounded)
+
+
 @torch.no_grad()
 def join(model: nn.Module) -> None:
     """Lay the weights and biases of the modules that a module lists in `joint` side by side. Again is harmless.

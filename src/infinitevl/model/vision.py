@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from infinitevl import ops
 from infinitevl.model.configuration import InfiniteVLVisionConfig
 from infinitevl.model.layers import MLP, RMSNorm
-from infinitevl.model.linear import Linear, project_onto
+from infinitevl.model.linear import Linear, project_and_norm
 from infinitevl.model.positions import Grid
 
 EPS, THETA = 1e-6, 10000.0
@@ -120,13 +120,13 @@ class VisionAttention(nn.Module):
         self.proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, partition: Partition, residual: Tensor | None = None
-    ) -> Tensor:
-        """x, residual: [patches, hidden]; every patch attends to those of its group."""
+        self, x: Tensor, cos: Tensor, sin: Tensor, partition: Partition, residual: Tensor, norm: RMSNorm
+    ) -> tuple[Tensor, Any]:
+        """x, residual: [patches, hidden]; every patch attends to those of its group. Returns the sum, and its norm."""
         q, k, v = ops.rotate_heads(self.qkv(x).unflatten(-1, (3, self.heads, -1)), cos, sin)
         q, k, v = (partition.split(y).transpose(1, 2) for y in (q, k, v))
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=partition.mask)
-        return project_onto(residual, partition.join(o.transpose(1, 2)).flatten(1), self.proj)
+        return project_and_norm(residual, partition.join(o.transpose(1, 2)).flatten(1), self.proj, norm)
 
 
 class VisionBlock(GradientCheckpointingLayer):
@@ -140,8 +140,8 @@ class VisionBlock(GradientCheckpointingLayer):
         self.mlp = MLP(config.hidden_size, config.intermediate_size, bias=True)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, partition: Partition) -> Tensor:
-        x = self.attn(self.norm1(x), cos, sin, partition, x)
-        return self.mlp(self.norm2(x), x)
+        x, y = self.attn(self.norm1(x), cos, sin, partition, x, self.norm2)
+        return self.mlp(y, x)
 
 
 class PatchEmbed(nn.Module):

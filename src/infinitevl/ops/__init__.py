@@ -285,6 +285,23 @@ def linear(
     return implementation("linear", weight.device, backend)(x, weight, bias, residual, scale)
 
 
+def linear_norm(
+    x: Tensor | Rounded,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor,
+    scale: Tensor | None,
+    norm: Tensor,
+    eps: float,
+    *,
+    rounded: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor | Rounded]:
+    """`linear`, and `rms_norm` of it by the weight `norm` [N]: both [..., N], the second as `rounded` says."""
+    run = implementation("linear_norm", weight.device, backend)
+    return run(x, weight, bias, residual, scale, norm, eps, rounded=rounded)
+
+
 def swiglu(
     x: Tensor | Rounded,
     weight: Tensor,

@@ -242,6 +242,21 @@ def linear(
     return y.to(x.dtype)
 
 
+def linear_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor,
+    scale: Tensor | None,
+    norm: Tensor,
+    eps: float,
+    *,
+    rounded: bool = False,
+) -> tuple[Tensor, Tensor]:
+    y = linear(x, weight, bias, residual, scale)
+    return y, rms_norm(y, norm, eps)
+
+
 def swiglu(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None, *, rounded: bool = False
 ) -> Tensor:

@@ -5,7 +5,7 @@ from infinitevl.ops.eager.convolution import short_convolution
 from infinitevl.ops.eager.counters import advance
 from infinitevl.ops.eager.delta_rule import gated_delta_rule
 from infinitevl.ops.eager.heads import rotate_heads
-from infinitevl.ops.eager.linear import linear, swiglu
+from infinitevl.ops.eager.linear import linear, linear_norm, swiglu
 from infinitevl.ops.eager.mixer import delta_mixer
 from infinitevl.ops.eager.norm import gated_rms_norm, rms_norm
 from infinitevl.ops.eager.rotary import rotary_table
@@ -16,6 +16,7 @@ __all__ = [
     "gated_delta_rule",
     "gated_rms_norm",
     "linear",
+    "linear_norm",
     "ring_attention",
     "rms_norm",
     "rotary_table",

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from infinitevl.ops.eager.norm import rms_norm
 from infinitevl.ops.rounding import Rounded
 
 
@@ -16,6 +17,21 @@ def linear(
 ) -> Tensor:
     y = _product(x, weight, bias, scale)
     return y if residual is None else residual + y
+
+
+def linear_norm(
+    x: Tensor | Rounded,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor,
+    scale: Tensor | None,
+    norm: Tensor,
+    eps: float,
+    *,
+    rounded: bool = False,
+) -> tuple[Tensor, Tensor]:
+    y = linear(x, weight, bias, residual, scale)
+    return y, rms_norm(y, norm, eps)
 
 
 def swiglu(

@@ -5,7 +5,7 @@ from infinitevl.ops.triton.counters import advance
 from infinitevl.ops.triton.delta_rule import gated_delta_rule
 from infinitevl.ops.triton.finish import write_ring
 from infinitevl.ops.triton.heads import rotate_heads
-from infinitevl.ops.triton.linear import linear, swiglu
+from infinitevl.ops.triton.linear import linear, linear_norm, swiglu
 from infinitevl.ops.triton.mixer import delta_mixer
 from infinitevl.ops.triton.norm import gated_rms_norm
 from infinitevl.ops.triton.pointwise import rms_norm
@@ -18,6 +18,7 @@ __all__ = [
     "gated_delta_rule",
     "gated_rms_norm",
     "linear",
+    "linear_norm",
     "ring_attention",
     "rms_norm",
     "rotary_table",

@@ -21,7 +21,14 @@ from torch.nn import functional as F
 from infinitevl.ops.rounding import FEW, Rounded
 from infinitevl.ops.triton.fp8 import product, round_rows, unfit
 from infinitevl.ops.triton.launch import launches
-from infinitevl.ops.triton.pointwise import add_parts, silu_product, with_shape
+from infinitevl.ops.triton.pointwise import (
+    add_norm,
+    add_parts,
+    check_norm,
+    rms_norm,
+    silu_product,
+    with_shape,
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,33 @@ def linear(
     if residual is not None:
         residual = residual.reshape(-1, len(weight))
     return multiply(rows, weight, bias, residual, scale, plan=plan).view(*x.shape[:-1], -1)
+
+
+def linear_norm(
+    x: Tensor | Rounded,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor,
+    scale: Tensor | None,
+    norm: Tensor,
+    eps: float,
+    *,
+    rounded: bool = False,
+) -> tuple[Tensor, Tensor | Rounded]:
+    """A kernel that adds the residual alone norms, too. Raises NotImplementedError for what is `unsupported`."""
+    rows, shape = _rows(x, weight, bias, residual, scale), residual.shape
+    check_norm(residual, norm)
+    plan, residual = plan_of(rows.shape[0], *weight.shape, fp8=scale is not None), residual.reshape(-1, len(weight))
+    if plan is None:
+        y, normed = add_norm(_library(rows, weight, bias, scale)[None], None, residual, norm, eps, rounded)
+    elif isinstance(plan, Tiles) and plan.splits > 1:
+        with torch.cuda.device_of(rows):
+            parts = _tiles(rows, weight, None, None, scale, plan, False)
+        y, normed = add_norm(parts, bias, residual, norm, eps, rounded)
+    else:
+        y = multiply(rows, weight, bias, residual, scale, plan=plan)
+        normed = rms_norm(y, norm, eps, rounded=rounded)
+    return y.view(shape), with_shape(normed, shape)
 
 
 def swiglu(
@@ -128,7 +162,8 @@ def multiply(
         return y if residual is None else residual + y
     run = _one_row if isinstance(plan, Rows) else _tiles
     with torch.cuda.device_of(x):
-        return run(x, weight, bias, residual, scale, plan, gated)
+        y = run(x, weight, bias, residual, scale, plan, gated)
+        return y if y.dim() == 2 else add_parts(y, bias, residual, x.dtype)
 
 
 def _rows(x: Tensor | Rounded, *others: Tensor | None) -> Tensor | Rounded:
@@ -176,6 +211,7 @@ def _tiles(
     plan: Tiles,
     gated: bool,
 ) -> Tensor:
+    """[M, N], or where K is split the parts of the product alone, [splits, M, N] float32."""
     (m, k), n = x.shape, len(weight) // (2 if gated else 1)
     whole = plan.splits == 1
     shape, dtype = ((m, n), x.dtype) if whole else ((plan.splits, m, n), torch.float32)
@@ -187,7 +223,7 @@ def _tiles(
         GATED=gated, SPLITS=plan.splits, BLOCK_M=plan.block_m, BLOCK_N=plan.block_n, BLOCK_K=plan.block_k,
         EARLY=early, num_warps=plan.warps, num_stages=plan.stages, **options,
     )  # fmt: skip
-    return out if whole else add_parts(out, bias, residual, x.dtype)
+    return out
 
 
 @triton.jit

@@ -14,10 +14,7 @@ BLOCK = 1024
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rounded: bool = False) -> Tensor | Rounded:
     """Raises NotImplementedError where a gradient is asked for, for mixed dtypes and for float64."""
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        raise NotImplementedError("RMSNorm in Triton: it has no gradient")
-    if x.dtype == torch.float64 or x.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type):
-        raise NotImplementedError("RMSNorm in Triton: x and weight must have one dtype, not float64, and keep it")
+    check_norm(x, weight)
     rows = x.reshape(-1, x.shape[-1])
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
     width, block = rows.shape[1], triton.next_power_of_2(rows.shape[1])
@@ -29,6 +26,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rounded: bool = False) ->
             BLOCK=block, EARLY=early, num_warps=warps_of(block), **options,
         )  # fmt: skip
     return with_shape(_result(out, scale), x.shape)
+
+
+def check_norm(x: Tensor, weight: Tensor) -> None:
+    """Raises NotImplementedError, see `rms_norm`."""
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        raise NotImplementedError("RMSNorm in Triton: it has no gradient")
+    if x.dtype == torch.float64 or x.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type):
+        raise NotImplementedError("RMSNorm in Triton: x and weight must have one dtype, not float64, and keep it")
 
 
 def with_shape(x: Tensor | Rounded, shape: torch.Size) -> Tensor | Rounded:
@@ -60,6 +65,21 @@ def add_parts(parts: Tensor, bias: Tensor | None, residual: Tensor | None, dtype
             PARTS=count, BLOCK=BLOCK, EARLY=early, **options,
         )  # fmt: skip
     return out
+
+
+def add_norm(
+    parts: Tensor, bias: Tensor | None, residual: Tensor, weight: Tensor, eps: float, rounded: bool = False
+) -> tuple[Tensor, Tensor | Rounded]:
+    """`add_parts` in the residual's dtype, and `rms_norm` of what that is, in one launch. parts may have any dtype."""
+    count, m, n = parts.shape
+    out, (normed, scale) = torch.empty(m, n, dtype=residual.dtype, device=parts.device), _place(residual, n, rounded)
+    block, (early, options) = triton.next_power_of_2(n), launches(parts)
+    with torch.cuda.device_of(parts):
+        _add_norm_kernel[(m,)](
+            parts, bias, residual, weight, out, normed, scale, m, n, residual.stride(0), eps,
+            PARTS=count, BLOCK=block, EARLY=early, num_warps=warps_of(block), **options,
+        )  # fmt: skip
+    return out, _result(normed, scale)
 
 
 def silu_product(x: Tensor, rounded: bool = False) -> Tensor | Rounded:
@@ -106,6 +126,31 @@ def _add_kernel(
     if residual is not None:
         total += tl.load(residual + row * residual_row + column, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + row * N + column, total, mask=mask)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _add_norm_kernel(
+    parts, bias, residual, weight, out, normed, scale, M, N, residual_row, eps,
+    PARTS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    mask = column < N
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+    w = tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
+    added = tl.zeros((BLOCK,), tl.float32)
+    if bias is not None:
+        added = tl.load(bias + column, mask=mask, other=0.0).to(tl.float32)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    total = tl.zeros((BLOCK,), tl.float32)
+    for part in tl.static_range(PARTS):
+        total += tl.load(parts + (part * M + row) * N + column, mask=mask, other=0.0).to(tl.float32)
+    total = total + added + tl.load(residual + row * residual_row + column, mask=mask, other=0.0).to(tl.float32)
+    whole = total.to(out.dtype.element_ty)
+    tl.store(out + row * N + column, whole, mask=mask)
+    y = whole.to(tl.float32)
+    put_row(normed, scale, row, column, y * (tl.rsqrt(tl.sum(y * y, 0) / N + eps) * w), N)
 
 
 @triton.jit

@@ -49,7 +49,8 @@ def delta_step(
         _step_kernel[value_width // block_v, heads, batch](
             *rows, *weights[:6], memory, tail, slots, lengths, arrived, unnormed, o,
             *(y.stride(0) for y in rows), weights.eps,
-            K=key_width, V=value_width, BLOCK_V=block_v, EARLY=early, PREFETCH=early and not many, num_warps=4, **options,
+            K=key_width, V=value_width, BLOCK_V=block_v, EARLY=early, PREFETCH=early and not many,
+            num_warps=4, **options,
         )  # fmt: skip
     return o
 
