@@ -54,6 +54,16 @@ def test_results_are_the_callers(model: Model, kept: Graphs):
     assert (float(first), float(second)) == (1, 2)
 
 
+def test_a_graph_is_of_its_tensors_alone(model: Model, kept: Graphs):
+    """Not of others that get the addresses of those that are gone."""
+    slots = torch.tensor([0])
+    states = [model.allocate_state(2) for _ in range(2)]
+    states[1].count = states[0].count
+    for state in (*states, *states):
+        kept.run(model, "count", lambda state: state.count + 1, (), state.at(slots))
+    assert Recorded.made == 2
+
+
 @pytest.fixture
 def model() -> Model:
     torch.manual_seed(0)

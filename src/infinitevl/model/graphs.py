@@ -168,7 +168,7 @@ class Graphs:
         shapes = tuple((x.shape, x.dtype) for x in inputs)
         with self._lock, torch.cuda.device(model.device):
             there = None if state is None else self._place(state)
-            at = None if there is None else (there.count.data_ptr(), there.batch_size)
+            at = None if there is None else (there.place, there.batch_size)
             aside = True in self._lanes and self._lanes[True].stream == torch.cuda.current_stream()
             key = key, at, aside, shapes, ops.preferred(), model.lm_head.weight.data_ptr()
             graph = self._graphs.get(key) or self._capture(key, function, inputs, there, self._lane(aside))

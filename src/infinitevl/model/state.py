@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import wraps
+from itertools import count as numbers
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ FORMAT, VERSION = "infinitevl-state", 1
 FIRST_CAPACITY = 256  # tokens that a full_attention layer has room for at first
 CPU = torch.device("cpu")
 Method = TypeVar("Method", bound=Callable[..., Any])
+_places = numbers()
 _moving = threading.RLock()  # held while a state gets other tensors (`adopt`), and by all that must not see that
 SIGNATURE = (
     "layer_types", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "num_linear_heads",
@@ -79,6 +81,7 @@ class State:
     layers: an AttentionState or a DeltaState per layer.
     count: [B] tokens so far. position: [B] position of the next text token. run: [B] text tokens since the last
     image or video. base: [B] position at which the open video began (kept for a stream of frames).
+    place: a number of these tensors, which no others ever have, even where they lie at the same addresses later.
     """
 
     COUNTERS = ("count", "position", "run", "base")
@@ -88,7 +91,7 @@ class State:
     def __init__(
         self, config: InfiniteVLTextConfig, batch_size: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.config = config
+        self.config, self.place = config, next(_places)
         self.bound = 0  # no row holds more tokens than this; on the host, so that growing needs no device
         with torch.inference_mode(False), torch.no_grad():
             self.layers = [_allocate(config, kind, batch_size, device, dtype) for kind in config.layer_types or []]
@@ -168,7 +171,7 @@ class State:
     @_in_one_piece
     def adopt(self, other: "State") -> None:
         """Have the tensors of `other` in the place of one's own."""
-        self.layers = list(other.layers)
+        self.layers, self.place = list(other.layers), other.place
         for name in self.COUNTERS:
             setattr(self, name, getattr(other, name))
 
@@ -204,7 +207,7 @@ class State:
     def _changed(self, change: Callable[[Tensor], Tensor]) -> "State":
         """The same with every tensor changed."""
         made = State.__new__(State)
-        made.config, made.bound = self.config, self.bound
+        made.config, made.bound, made.place = self.config, self.bound, next(_places)
         with torch.inference_mode(False), torch.no_grad():
             made.layers = [
                 replace(layer, **{name: change(tensor) for name, tensor in _layer_tensors(layer)})
