@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,16 +10,7 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     """x on `device`; from the host to a GPU without waiting for what that is doing."""
     if x.device == device or device.type != "cuda":
         return x.to(device)
-    pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-    copy_bytes(pinned, x)
-    return pinned.to(device, non_blocking=True)
-
-
-def copy_bytes(target: Tensor, source: Tensor) -> None:
-    """Copy between contiguous tensors of the host, of one dtype, by this thread alone: waking the others takes longer
-    than the bytes of a frame."""
-    target, source = (x.reshape(-1).view(torch.uint8) for x in (target, source))
-    np.copyto(target.numpy(), source.numpy())
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 def done(device: torch.device) -> Callable[[], None]:
