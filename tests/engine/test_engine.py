@@ -422,20 +422,19 @@ def test_a_long_question_keeps_the_streams_waiting_no_longer_than_a_short_one(
 
 
 def test_calls_do_not_keep_the_streams_waiting(model: Model):
+    """A call that makes another one: whenever the engine looks, one is there."""
     with running(model) as engine:
         id, stop = engine.open({}, fps=None), threading.Event()
 
-        def calls() -> None:
-            while not stop.is_set():
-                engine.cancel("none")
+        def again() -> None:
+            if not stop.is_set():
+                engine._loop.call(again)
 
-        thread = threading.Thread(target=calls)
-        thread.start()
+        again()
         try:
             watch(engine, id, [picture(t) for t in range(3)])
         finally:
             stop.set()
-            thread.join()
 
 
 def test_frames_without_a_time_are_of_now(model: Model):

@@ -71,9 +71,11 @@ class Thing:
         return (self.start[self.axis] + radius + self.velocity * t) % (UNIT + 2 * radius + PAUSE) - radius
 
     def outside(self, t: int) -> bool:
-        """Whether no part of it is in the frame."""
+        """Whether no part of it is in the frame: of things that cross it alone."""
+        if self.motion != "cross":
+            return False
         reach = self.diameter / 2 + 1
-        return not all(-reach < c < UNIT + reach for c in self.at(t))
+        return not -reach < self._along(t) < UNIT + reach
 
 
 @dataclass(frozen=True, slots=True)
