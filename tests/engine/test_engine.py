@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from engine_kit import TOKENS, Frames, Listener, alone, ask, picture, running, watch
 
+from infinitevl.engine import runner
 from infinitevl.engine.engine import Engine
 from infinitevl.engine.runner import Runner
 from infinitevl.engine.store import Store
 from infinitevl.engine.types import Asking, Budget
 from infinitevl.errors import Conflict, InfiniteVLError, NotFound, Overloaded, StorageError, TooLarge
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
-from infinitevl.model.vision import VisionTower
 from infinitevl.streaming.stream import Stream
 
 QUESTIONS = ["What is it?", "How many are there?", "Where?", "What was on the first sign, long ago?"]
@@ -333,14 +333,14 @@ def test_a_full_disk_stops_nothing(model: Model, store: Store, monkeypatch: pyte
 
 
 def test_a_step_that_fails_harms_nobody(model: Model, monkeypatch: pytest.MonkeyPatch):
-    film, encode, broken = [picture(t) for t in range(4)], VisionTower.forward, threading.Event()
+    film, encode, broken = [picture(t) for t in range(4)], runner.encode_frames, threading.Event()
 
     def failing(*args: object) -> object:
         if broken.is_set():
             raise RuntimeError("out of memory")
         return encode(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(VisionTower, "forward", failing)
+    monkeypatch.setattr(runner, "encode_frames", failing)
     with running(model) as engine:
         id, frames = engine.open({}, fps=None), Frames()
         watch(engine, id, film[:2])
