@@ -1,8 +1,8 @@
 """The least that a frame or a token can cost: operations, and bytes to read and write. Arithmetic, from the sizes.
 
 Operations are two for a multiplication with its addition; of weights in float8 one, since tensor cores do twice as
-many of those. Every weight is read once, every part of the state that
-is seen is read once, what changes is written once; activations stay in caches, and nothing is computed twice.
+many of those. Every weight is read once, every part of the state that is seen is read once, what changes is written
+once; activations stay in caches, and nothing is computed twice.
 """
 
 from dataclasses import dataclass

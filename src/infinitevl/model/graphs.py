@@ -9,8 +9,8 @@ larger state (`State.at`) stay where they are: their places are an input like ot
 Graphs of one lane share scratch memory, so they run one after the other. There are two lanes: one that follows the
 caller's CUDA stream, and one beside it, for what needs no result of the work before it (`beside`).
 
-Threads take turns, a replay or a capture at a time; what a graph returns is copied before the next one. States
-that share a desk may be fed from several threads, all on one CUDA stream: `State` moves under a lock.
+Threads take turns, a replay or a capture at a time; what a graph returns is copied before the next one, and `State`
+moves under a lock. That is not enough yet: on a GPU one thread at a time may feed the streams of a model.
 
 Everywhere but on a GPU the same functions just run.
 """
