@@ -9,10 +9,8 @@ import torch
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.graphs import replays, takes_slots
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.model.state import State
+from infinitevl.model.state import CPU, State
 from infinitevl.model.transfer import to_device
-
-CPU = torch.device("cpu")
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ results.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ PADDED = 64  # padded widths are multiples of it
 
 class Linear(nn.Linear):
     """nn.Linear, computed by `ops`."""
+
+    scale: ClassVar = None  # of its rows: they are what they are
 
     def forward(self, input: Tensor) -> Tensor:
         return ops.linear(input, self.weight, self.bias)
@@ -88,7 +90,7 @@ def project_onto(residual: Tensor | None, x: Tensor | Rounded, linear: Any) -> T
 def project_and_norm(residual: Tensor, x: Tensor | Rounded, linear: Any, norm: Any) -> tuple[Tensor, Any]:
     """residual + linear(x), and the `RMSNorm` of that."""
     whole = joined((linear,))
-    if whole is None or norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm):
+    if whole is None or _wrapped(norm):
         y = project_onto(residual, x, linear)
         return y, norm(y)
     weight, bias, scale = whole
@@ -109,7 +111,7 @@ def join(model: nn.Module) -> None:
             if all(_plain(linear) for linear in linears):
                 every = _pad(getattr(module, module.into)) if hasattr(module, "into") else 0
                 for name in Map._fields:
-                    _lay([getattr(linear, name, None) for linear in linears], every)
+                    _lay([getattr(linear, name) for linear in linears], every)
 
 
 def joined(linears: Sequence[Any], every: int = 0) -> Map | None:
@@ -117,7 +119,7 @@ def joined(linears: Sequence[Any], every: int = 0) -> Map | None:
     than `Linear`, a gradient is to reach them one by one, and inside torch.compile."""
     if torch.compiler.is_compiling() or not all(_plain(linear) for linear in linears):
         return None
-    parts: Any = {name: [getattr(linear, name, None) for linear in linears] for name in Map._fields}
+    parts: Any = {name: [getattr(linear, name) for linear in linears] for name in Map._fields}
     whole: Any = {name: _as_one(tensors, every) for name, tensors in parts.items()}
     return None if any(whole[name] is None and parts[name][0] is not None for name in parts) else Map(**whole)
 
@@ -131,9 +133,12 @@ def padded_width(linear: Any) -> int:
 
 def _plain(linear: Any) -> bool:
     """Whether calling it is a product with its weight and nothing else."""
-    return type(linear) in (Linear, Fp8Linear) and not (
-        linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
-    )
+    return type(linear) in (Linear, Fp8Linear) and not _wrapped(linear)
+
+
+def _wrapped(module: Any) -> bool:
+    """Whether calling it does more than its class says."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _pad(linear: Any) -> int:

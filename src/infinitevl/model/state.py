@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields, replace
 from functools import wraps
 from itertools import count as numbers
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,7 +32,8 @@ from infinitevl.model.configuration import InfiniteVLTextConfig
 FORMAT, VERSION = "infinitevl-state", 1
 FIRST_CAPACITY = 256  # tokens that a full_attention layer has room for at first
 CPU = torch.device("cpu")
-Method = TypeVar("Method", bound=Callable[..., Any])
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 _places = numbers()
 _moving = threading.RLock()  # held while a state gets other tensors (`adopt`), and by all that must not see that
 SIGNATURE = (
@@ -41,15 +42,15 @@ SIGNATURE = (
 )  # fmt: skip
 
 
-def _in_one_piece(method: Method) -> Method:
+def _in_one_piece(method: Callable[Given, Result]) -> Callable[Given, Result]:
     """Meanwhile no other thread has the state move."""
 
     @wraps(method)
-    def held(*args: Any, **kwargs: Any) -> Any:
+    def held(*args: Given.args, **kwargs: Given.kwargs) -> Result:
         with _moving:
             return method(*args, **kwargs)
 
-    return held  # pyright: ignore[reportReturnType]
+    return held
 
 
 @dataclass
@@ -134,8 +135,12 @@ class State:
     @_in_one_piece
     def open_video(self, mask: Tensor | None = None) -> None:
         """Begin a video here: `base` becomes the position of its first frame. mask: [B] bool, the rows (None: all)."""
-        here = self.of("position") + self.of("run")
-        self._set("base", here if mask is None else torch.where(mask, here, self.of("base")))
+        more = self.of("position") + self.of("run") - self.of("base")
+        more = more if mask is None else torch.where(mask, more, 0)
+        if self.slots is None:
+            self.base.add_(more)
+        else:  # resting rows share a place with others
+            self.base.index_add_(0, self.slots.clamp(min=0), torch.where(self.slots < 0, 0, more))
 
     def at(self, slots: Tensor) -> "State":
         """Some rows of this state, as they are and where they are. slots: [B] int64 on the device, see `slots`.
@@ -150,13 +155,6 @@ class State:
         """[B] a counter of every row."""
         every = getattr(self, counter)
         return every if self.slots is None else every[self.slots.clamp(min=0)]
-
-    def _set(self, counter: str, values: Tensor) -> None:
-        if self.slots is None:
-            getattr(self, counter).copy_(values)
-            return
-        more = torch.where(self.slots < 0, 0, values - self.of(counter))  # resting rows share a place with others
-        getattr(self, counter).index_add_(0, self.slots.clamp(min=0), more)
 
     def fork(self) -> "State":
         """An independent copy."""

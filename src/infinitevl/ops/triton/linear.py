@@ -21,14 +21,7 @@ from torch.nn import functional as F
 from infinitevl.ops.rounding import FEW, Rounded
 from infinitevl.ops.triton.fp8 import product, round_rows, unfit
 from infinitevl.ops.triton.launch import launches
-from infinitevl.ops.triton.pointwise import (
-    add_norm,
-    add_parts,
-    check_norm,
-    rms_norm,
-    silu_product,
-    with_shape,
-)
+from infinitevl.ops.triton.pointwise import add_norm, add_parts, check_norm, rms_norm, silu_product, with_shape
 
 
 @dataclass(frozen=True)
