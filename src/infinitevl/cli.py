@@ -51,17 +51,17 @@ def commands() -> None:
     """A vision-language model that watches without end."""
 
 
+def device_options(command: Any) -> Any:
+    """--device and --dtype."""
+    command = click.option("--dtype", help="fp8, bfloat16, float32 or float64.  [default: by device]")(command)
+    return click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")(command)
+
+
 def model_options(command: Any) -> Any:
     """--model, --device and --dtype."""
-    for option in (
-        click.option("--dtype", help="fp8, bfloat16, float32 or float64.  [default: by device]"),
-        click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]"),
-        click.option(
-            "--model", envvar="INFINITEVL_MODEL", help="Folder or hub id.  [default: the StreamWorld model in the box]"
-        ),
-    ):
-        command = option(command)
-    return command
+    return click.option(
+        "--model", envvar="INFINITEVL_MODEL", help="Folder or hub id.  [default: the StreamWorld model in the box]"
+    )(device_options(command))
 
 
 def answer_options(command: Any) -> Any:
@@ -379,8 +379,7 @@ def ablate(recipe: str, changes: tuple[str, ...]) -> int:
 @click.option("--workers", type=click.IntRange(0), help="Processes that make frames.  [default: by processors]")
 @click.option("--long-tokens", type=click.IntRange(0), help="Longest stream.  [default: 500000; quick: 4096]")
 @click.option("--window-frames", type=AT_LEAST_1, help="Frames that count as a window.  [default: by the model]")
-@click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")
-@click.option("--dtype", help="fp8, bfloat16, float32 or float64.  [default: by device]")
+@device_options
 def evaluate(**options: Any) -> int:
     """Test MODEL, a folder or a hub id, on streams of StreamWorld that training never showed.  [default: in the box]
 
@@ -409,8 +408,7 @@ def evaluate(**options: Any) -> int:
 @click.option("--streamed", is_flag=True, help="Stream every token; do not move positions on.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True, help="Folder.")
 @click.option("--json", "as_json", is_flag=True, help="Nothing but the JSON line on standard output.")
-@click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")
-@click.option("--dtype", help="fp8, bfloat16, float32 or float64.  [default: by device]")
+@device_options
 def bench(**options: Any) -> int:
     """Measure a stream of MODEL, a folder or hub id, from an empty memory to a million tokens.  [default: in the box]
 
