@@ -48,29 +48,38 @@ class Encoded:
 
 @dataclass
 class _Draft:
+    """A sample in the making. unplaced: how much of the text at the end has no positions yet."""
+
     ids: list[int] = field(default_factory=list)
     learnt: list[bool] = field(default_factory=list)
     positions: list[Tensor] = field(default_factory=list)
     frames: list[Tensor] = field(default_factory=list)
     rule: PositionRule = field(default_factory=PositionRule)
+    unplaced: int = 0
 
     def text(self, ids: list[int], learnt: bool = False) -> None:
         self.ids += ids
         self.learnt += [learnt] * len(ids)
-        self.positions.append(self.rule.text(len(ids)))
+        self.unplaced += len(ids)
 
     def vision(self, token: int, times: list[int], height: int, width: int, frames: Tensor) -> None:
         count = len(times) * height * width
         self.ids += [token] * count
         self.learnt += [False] * count
+        self._place_text()
         self.positions.append(self.rule.vision(times, height, width))
         self.frames.append(frames)
 
     def finished(self) -> Encoded:
+        self._place_text()
         ids = torch.tensor(self.ids)
         targets = torch.full_like(ids, IGNORED)
         targets[:-1] = torch.where(torch.tensor(self.learnt)[1:], ids[1:], IGNORED)
         return Encoded(ids, targets, torch.cat(self.positions, dim=1), self.frames)
+
+    def _place_text(self) -> None:
+        self.positions.append(self.rule.text(self.unplaced))
+        self.unplaced = 0
 
 
 class Encoder:

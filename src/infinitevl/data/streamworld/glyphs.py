@@ -23,7 +23,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16384)  # every word in every face and height, and many numbers
 def text_mask(text: str, face: Face, height: int) -> np.ndarray:
     """Where the ink is, uint8 [h, w], for `text` in capitals about `height` pixels high, cut to the ink."""
     if face in ("dots", "heavy dots"):

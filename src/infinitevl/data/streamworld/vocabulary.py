@@ -1,6 +1,7 @@
 """What StreamWorld can show and say, what the test split keeps to itself, and where randomness comes from."""
 
 import zlib
+from functools import cache
 from itertools import product
 from typing import Literal
 
@@ -52,6 +53,7 @@ HELD_OUT_PAIRS = frozenset((shape, tuple(COLOURS)[(3 * i + 1) % 8]) for i, shape
 BEST_NUMBER_GUESS = 1 / 270  # two digits are as likely as three or four, and there are ninety of them
 
 
+@cache
 def pairs(split: Split) -> tuple[Pair, ...]:
     """The (shape, colour) pairs that may be shown: all in test, elsewhere those that are not held out."""
     return tuple(pair for pair in ALL_PAIRS if split == "test" or pair not in HELD_OUT_PAIRS)

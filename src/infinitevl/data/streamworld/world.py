@@ -77,6 +77,7 @@ class World:
         self._painted = (-1, np.empty(0, np.uint8), np.empty(0, np.uint8))
         self._card_painted: tuple[Card | None, np.ndarray] = (None, np.empty(0, np.uint8))
         self._views: dict[int, tuple[Sight, ...]] = {}
+        self._moment: Moment | None = None  # the last that was asked for
 
     def scene(self, index: int) -> Scene:
         """The scene that frame `index` belongs to."""
@@ -87,7 +88,9 @@ class World:
         return self._scene
 
     def moment(self, index: int) -> Moment:
-        return Moment(index, self.scene(index), self.card(index), self.sights(index))
+        if self._moment is None or self._moment.index != index:
+            self._moment = Moment(index, self.scene(index), self.card(index), self.sights(index))
+        return self._moment
 
     def frame(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """Frame `index`, uint8 [size, size, 3], written into `out` where given."""
