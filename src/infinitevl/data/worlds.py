@@ -12,7 +12,7 @@ from infinitevl.data.encode import Encoded, Encoder
 from infinitevl.data.forking import started
 from infinitevl.data.packing import Batch, fill_row, pack
 from infinitevl.data.sample import VIDEO_MARK, BadSample, Sample
-from infinitevl.data.streamworld.episodes import Episode, episode, sample, text_questions
+from infinitevl.data.streamworld.episodes import Episode, clip, episode, sample, text_questions
 from infinitevl.data.streamworld.layout import SHORTEST
 from infinitevl.data.streamworld.questions import Question
 from infinitevl.errors import InfiniteVLError
@@ -30,7 +30,9 @@ class Part:
 
     frames: shortest and longest; questions: per episode, asked on the way; groups: of StreamWorld; cards: facts to
     remember, None for a random number; at_end: a test of memory, with all questions after the last frame, whose
-    answers the key alone tells: all values are numbers, or all are words. during: from which part of the steps to
+    answers the key alone tells: all values are numbers, or all are words. rebound: in what share of these tests, of
+    three cards and more, the key asked about first had another value before. clip: it ends when something of the
+    groups can be asked, and no text parts its frames: movement is seen in frames that follow each other. during: from which part of the steps to
     which it comes, 0 the first and 1 the end; what else comes keeps its weight.
     """
 
@@ -40,6 +42,8 @@ class Part:
     groups: tuple[str, ...] = VISUAL
     cards: int | None = None
     at_end: bool = False
+    rebound: float = 0.0
+    clip: bool = False
     during: tuple[float, float] = (0.0, 1.0)
 
 
@@ -99,8 +103,13 @@ def world_sample(part: Part, rng: np.random.Generator, size: int) -> Sample:
         return conversation(None, text_questions(seed, "train", part.questions))
     if part.at_end:
         cards = min(part.cards or int(rng.integers(1, MOST_CARDS + 1)), max(1, frames // (SHORTEST + 1)))
-        asked = min(part.questions, cards)
-        made = episode(seed, "train", frames=frames, cards=cards, asked=asked, alike=True, size=size)
+        updated = cards > 2 and bool(rng.random() < part.rebound)
+        asked = min(part.questions, cards - updated)
+        made = episode(
+            seed, "train", frames=frames, cards=cards, updated=updated, asked=asked, alike=True, size=size
+        )
+    elif part.clip:
+        made = clip(seed, "train", frames=part.frames, questions=part.questions, groups=part.groups, size=size)
     else:
         made = sample(
             seed, "train", frames=frames, questions=part.questions, groups=part.groups, cards=part.cards, size=size

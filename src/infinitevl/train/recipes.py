@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infinitevl.data.streamworld.draw import UNIT
+from infinitevl.data.streamworld.episodes import FPS
 from infinitevl.data.streamworld.world import TOKEN
 from infinitevl.data.worlds import GLANCE, MEMORY, MOST_CARDS, VISUAL, Part
 from infinitevl.errors import InfiniteVLError
@@ -40,19 +41,19 @@ class Recipe:
 
 # Weights are per episode: the share of the tokens, in percent, over the tokens of an episode (mean of 1,000).
 # Two cards come first: which value belongs to which key is learnt of two, hardly of many at once (docs/log.md).
-GLANCES = Part(25 / 159, frames=(1, 2), questions=12, groups=GLANCE)  # too short for cards
-CARDS = Part(20 / 193, frames=(2, 3), questions=8, groups=("describe", "read"), cards=1)
-MOVES = Part(18 / 404, frames=(6, 20), questions=16, groups=("move", "move", "all_ways", "describe"))
+GLANCES = Part(22 / 178, frames=(1, 2), questions=12, groups=GLANCE)  # too short for cards
+CARDS = Part(15 / 193, frames=(2, 3), questions=8, groups=("describe", "read"), cards=1)
+MOVES = Part(22 / 333, frames=(5, 16), questions=8, groups=("move", "all_ways", "all_spots"), clip=True)
 PAIRS = Part(25 / 199, frames=(6, 10), questions=2, cards=2, at_end=True, during=(0.0, 0.4))
 BINDINGS = Part(25 / 466, frames=(8, 32), questions=MOST_CARDS, at_end=True, during=(0.4, 1.0))
-MIXED = Part(8 / 1431, frames=(24, 80), questions=32, groups=(*VISUAL, *MEMORY))
-TESTS = Part(5 / 1031, frames=(12, 90), questions=MOST_CARDS, at_end=True)
-TEXT = Part(3 / 465, questions=16, groups=("text",))
+MIXED = Part(6 / 1431, frames=(24, 80), questions=32, groups=(*VISUAL, *MEMORY))
+TESTS = Part(8 / 1031, frames=(12, 90), questions=MOST_CARDS, at_end=True, rebound=0.5)
+TEXT = Part(2 / 465, questions=16, groups=("text",))
 EVERYTHING = (GLANCES, CARDS, MOVES, PAIRS, BINDINGS, MIXED, TESTS, TEXT)
 LONG = (
     Part(0.4, frames=(120, 330), questions=96, groups=(*VISUAL, "card", "card", "updated", *MEMORY)),
-    Part(0.4, frames=(48, 240), questions=MOST_CARDS, at_end=True),
-    Part(0.2, frames=(240, 480), questions=MOST_CARDS, at_end=True),
+    Part(0.4, frames=(48, 240), questions=MOST_CARDS, at_end=True, rebound=0.5),
+    Part(0.2, frames=(240, 480), questions=MOST_CARDS, at_end=True, rebound=0.5),
 )
 
 
@@ -63,11 +64,13 @@ def nano() -> Recipe:
         name="nano",
         text={
             "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "head_dim": 64, "rope_parameters": {"mrope_section": [8, 12, 12]},
+            "num_key_value_heads": 2, "head_dim": 64,
+            # Angles that tell frames (1.0 to 0.6), rows (0.4 to 0.2) and columns (from 0.2) apart in so few pairs.
+            "rope_parameters": {"mrope_section": [3, 3, 26], "rope_theta": 1e4},
         },
         vision={
             "depth": 5, "hidden_size": 256, "intermediate_size": 704, "num_heads": 4, "out_hidden_size": 256,
-            "fullatt_block_indexes": [2, 4],
+            "fullatt_block_indexes": [2, 4], "tokens_per_second": round(FPS),
         },
         window=256,
         stages=(

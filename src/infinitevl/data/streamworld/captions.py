@@ -2,11 +2,13 @@
 
 from itertools import pairwise
 
+from infinitevl.data.streamworld.draw import UNIT
 from infinitevl.data.streamworld.perception import GLANCE, clear, name, undisturbed, way
 from infinitevl.data.streamworld.truths import Context, Truth
 from infinitevl.data.streamworld.vocabulary import HELD_OUT_PAIRS, chance_of, pairs
 from infinitevl.data.streamworld.world import Sight
 
+CELLS = "abcdefghijklmnop"  # columns from the left, and rows from the top
 GAP = 4.0  # units between the middles of neighbours that make their order clear
 
 
@@ -25,6 +27,12 @@ def ways(at: Context) -> Truth | None:
     return _listed(at, sights, [f"{name(s.thing.pair)} {where}" for s, where in zip(sights, moved, strict=True)])
 
 
+def spots(at: Context) -> Truth | None:
+    """Colour, shape, column and row of every thing, from left to right."""
+    sights = _in_order(at)
+    return _listed(at, sights, [f"{name(s.thing.pair)} {_cell(s.x)} {_cell(s.y)}" for s in sights])
+
+
 def sign(at: Context) -> Truth | None:
     """All that the sign says."""
     board = at.moment.scene.sign
@@ -41,6 +49,11 @@ def card(at: Context) -> Truth | None:
         return None
     chance = chance_of(shown.value) / len(pairs(at.split))
     return Truth(f"{name(shown.key)}, {shown.value}", chance, held_out=shown.key in HELD_OUT_PAIRS)
+
+
+def _cell(place: float) -> str:
+    """The cell that a place along an edge is in; of what is partly outside, the last on that side."""
+    return CELLS[min(max(0, int(place * len(CELLS) / UNIT)), len(CELLS) - 1)]
 
 
 def _in_order(at: Context) -> list[Sight]:

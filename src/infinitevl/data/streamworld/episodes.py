@@ -108,6 +108,35 @@ def sample(
     return Play(world, asker.step, fps, frames).episode()
 
 
+def clip(
+    seed: int,
+    split: Split,
+    *,
+    frames: tuple[int, int] = (5, 16),
+    questions: int = 8,
+    groups: tuple[str, ...] = ("move",),
+    size: int = UNIT,
+    fps: float = FPS,
+) -> Episode:
+    """A stream without cards that ends when something can be asked: up to `questions`, all after its last frame.
+
+    frames: the shortest and the longest. It goes on until a question of a kind has a clear answer, which was drawn
+    from all of `groups` before, so that rare kinds come as often as the frames allow. Others follow.
+    """
+    _check_groups(groups)
+    world, rng = World(seed, split, size=size, cards=listed(())), generator(seed, split, ASKING)
+    at, kinds = Context(world, Log(), rng), [kind for group in groups for kind in kinds_of(group)]
+    least, wanted = int(rng.integers(frames[0], frames[1])), kinds[rng.integers(len(kinds))]
+    found = None
+    while found is None and at.index + 1 < frames[1]:
+        at.log.observe(world.moment(at.index + 1))
+        found = ask(wanted, at, fps) if at.index + 1 >= least else None
+    others = (ask(kinds[i], at, fps) for i in rng.integers(len(kinds), size=2 * questions))
+    asked = list({(q.kind, q.question): q for q in (found, *others) if q}.values())[:questions]
+    shown = np.stack(list(world.frames(0, at.index + 1)))
+    return Episode(seed, split, fps, shown, tuple(asked), tuple(map(world.moment, range(at.index + 1))))
+
+
 def stream(
     seed: int,
     split: Split,

@@ -71,6 +71,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "appeared": ("Did {thing} appear?", "Was there {thing}?", "Has {thing} been shown?"),
     "all_things": ("List the shapes from left to right.", "What is there, from left to right?"),
     "all_ways": ("List the shapes and where they move.", "What moves where, from left to right?"),
+    "all_spots": ("List the shapes and where they are.", "What is where, from left to right?"),
     "whole_sign": ("Copy the sign.", "What does the sign say?"),
     "whole_card": ("Copy the card.", "What is on the card?"),
     "copy": ("Repeat the word {word}.", "Say {word}.", "Write {word}."),

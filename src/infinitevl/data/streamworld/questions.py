@@ -48,6 +48,7 @@ KINDS: dict[str, dict[str, Callable[[Context], Truth | None]]] = {
     "describe": {
         "all_things": captions.things,
         "all_ways": captions.ways,
+        "all_spots": captions.spots,
         "whole_sign": captions.sign,
         "whole_card": captions.card,
     },
