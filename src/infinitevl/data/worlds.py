@@ -30,10 +30,11 @@ class Part:
 
     frames: shortest and longest; questions: per episode, asked on the way; groups: of StreamWorld; cards: facts to
     remember, None for a random number; at_end: a test of memory, with all questions after the last frame, whose
-    answers the key alone tells: all values are numbers, or all are words. rebound: in what share of these tests, of
-    three cards and more, the key asked about first had another value before. clip: it ends when something of the
-    groups can be asked, and no text parts its frames: movement is seen in frames that follow each other. during: from which part of the steps to
-    which it comes, 0 the first and 1 the end; what else comes keeps its weight.
+    answers the key alone tells: all values are numbers, or all are words; rebound: in what share of these tests, of
+    three cards and more, the key asked about first had another value before; clip: an episode that ends where its
+    groups have something to ask, so that no text parts its frames: movement is seen in frames that follow each other.
+    during: from which part of the steps to which it comes, 0 the first and 1 the end; what else comes keeps its
+    weight.
     """
 
     weight: float
@@ -105,9 +106,7 @@ def world_sample(part: Part, rng: np.random.Generator, size: int) -> Sample:
         cards = min(part.cards or int(rng.integers(1, MOST_CARDS + 1)), max(1, frames // (SHORTEST + 1)))
         updated = cards > 2 and bool(rng.random() < part.rebound)
         asked = min(part.questions, cards - updated)
-        made = episode(
-            seed, "train", frames=frames, cards=cards, updated=updated, asked=asked, alike=True, size=size
-        )
+        made = episode(seed, "train", frames=frames, cards=cards, updated=updated, asked=asked, alike=True, size=size)
     elif part.clip:
         made = clip(seed, "train", frames=part.frames, questions=part.questions, groups=part.groups, size=size)
     else:

@@ -58,8 +58,8 @@ LONG = (
 
 
 def nano() -> Recipe:
-    """14 million parameters, window 256: 410 million tokens, for one H100 or H200."""
-    rows, tokens = 48, 1920
+    """14 million parameters, window 256: 480 million tokens, for one or two H100s or H200s."""
+    rows, tokens = 64, 1920
     return Recipe(
         name="nano",
         text={
@@ -76,9 +76,9 @@ def nano() -> Recipe:
         stages=(
             Stage(TEACHER, "cross_entropy", "all", EVERYTHING, 2840, rows, tokens, 2e-3, "muon"),
             Stage("layerwise", "layerwise", "delta", EVERYTHING, 36, rows, tokens, 2e-3, "muon"),
-            Stage("distillation", "distillation", "delta", EVERYTHING, 224, rows, tokens, 2e-3, "muon"),
-            Stage("sft", "cross_entropy", "language", EVERYTHING, 700, rows, tokens, 1.5e-3, "muon"),
-            Stage("long", "cross_entropy", "all", (*LONG, *_scaled(EVERYTHING, 4.0)), 578, 16, 8192, 1e-3, "muon"),
+            Stage("distillation", "distillation", "delta", EVERYTHING, 190, rows, tokens, 2e-3, "muon"),
+            Stage("sft", "cross_entropy", "language", EVERYTHING, 420, rows, tokens, 1.5e-3, "muon"),
+            Stage("long", "cross_entropy", "all", (*LONG, *_scaled(EVERYTHING, 4.0)), 420, 16, 8192, 1e-3, "muon"),
         ),
     )  # fmt: skip
 

@@ -13,10 +13,12 @@ from infinitevl.data.streamworld import (
     Episode,
     Question,
     World,
+    clip,
     sample,
     stream,
     text_questions,
 )
+from infinitevl.data.streamworld.cards import listed
 from infinitevl.data.streamworld.phrases import PHRASES
 from infinitevl.data.streamworld.vocabulary import (
     COLOURS,
@@ -190,6 +192,32 @@ def test_all_ways() -> None:
             where = "still" if still else way(dx, dy, "direction")
             told.append(f"{sight.thing.colour} {sight.thing.shape} {where}")
         assert question.answer == ", ".join(told)
+
+
+def test_all_spots() -> None:
+    """A letter is a sixteenth of the frame, 7 of 112 units."""
+    for episode, question in of("all_spots"):
+        told = re.findall(r"(\w+) (\w+) ([a-p]) ([a-p])", question.answer)
+        seen = sorted((s for s in episode.moments[question.frame].sights if not s.outside), key=lambda s: s.x)
+        assert [(s.thing.colour, s.thing.shape) for s in seen] == [pair[:2] for pair in told]
+        for sight, (_, _, column, row) in zip(seen, told, strict=True):
+            for place, letter in ((sight.x, column), (sight.y, row)):
+                low = 7 * "abcdefghijklmnop".index(letter)
+                assert low <= min(max(place, 0), 111) < low + 7
+
+
+def test_clips_end_where_something_can_be_asked() -> None:
+    made = [clip(seed, "train", frames=(5, 16)) for seed in range(120)]
+    kinds = Counter(question.kind for episode in made for question in episode.questions)
+    assert set(kinds) == set(KINDS["move"])
+    assert min(kinds.values()) >= 8  # what leaves is rare in clips that end at random
+    assert sum(bool(episode.questions) for episode in made) > 90
+    for episode in made:
+        assert 5 <= len(episode.frames) == len(episode.moments) <= 16 and not episode.cards
+        assert all(question.frame == len(episode.frames) - 1 for question in episode.questions)
+        assert len({(q.kind, q.question) for q in episode.questions}) == len(episode.questions) <= 8
+    assert np.array_equal(made[3].frames[-1], World(3, "train", cards=listed(())).frame(len(made[3].frames) - 1))
+    assert clip(3, "train", frames=(5, 16)).questions == made[3].questions
 
 
 def way(dx: float, dy: float, kind: str) -> str:

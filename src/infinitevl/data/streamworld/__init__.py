@@ -1,6 +1,6 @@
 """StreamWorld: a procedural video world with exact questions, which trains and tests the model in the box.
 
-`sample` makes episodes to train on, `episode` and `recall` tests of memory, `stream` a stream without end;
+`sample` and `clip` make episodes to train on, `episode` and `recall` tests of memory, `stream` a stream without end;
 `write` puts samples on disk, `contact_sheet` shows them. All is deterministic from a seed and a split.
 """
 
@@ -9,6 +9,7 @@ from infinitevl.data.streamworld.episodes import (
     Episode,
     Play,
     Tick,
+    clip,
     episode,
     recall,
     sample,
@@ -32,6 +33,7 @@ __all__ = [
     "Split",
     "Tick",
     "World",
+    "clip",
     "contact_sheet",
     "episode",
     "recall",
