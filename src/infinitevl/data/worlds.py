@@ -18,7 +18,7 @@ from infinitevl.data.streamworld.questions import Question
 from infinitevl.errors import InfiniteVLError
 
 VISUAL = ("read", "see", "move")
-GLANCE = ("describe", "describe", "read", "see")  # what one frame shows
+GLANCE = ("describe", "read", "read", "see")  # what one frame shows
 MEMORY = ("recall", "order")
 MOST_CARDS = 16  # of a test of memory
 MOST_REFUSED = 64  # episodes in a row that do not fit

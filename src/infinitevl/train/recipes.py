@@ -41,13 +41,13 @@ class Recipe:
 
 # Weights are per episode: the share of the tokens, in percent, over the tokens of an episode (mean of 1,000).
 # Two cards come first: which value belongs to which key is learnt of two, hardly of many at once (docs/log.md).
-GLANCES = Part(22 / 178, frames=(1, 2), questions=12, groups=GLANCE)  # too short for cards
+GLANCES = Part(28 / 171, frames=(1, 2), questions=12, groups=GLANCE)  # too short for cards
 CARDS = Part(15 / 193, frames=(2, 3), questions=8, groups=("describe", "read"), cards=1)
-MOVES = Part(22 / 333, frames=(5, 16), questions=8, groups=("move", "all_ways", "all_spots"), clip=True)
+MOVES = Part(28 / 333, frames=(5, 16), questions=8, groups=("move", "all_ways", "all_spots"), clip=True)
 PAIRS = Part(25 / 199, frames=(6, 10), questions=2, cards=2, at_end=True, during=(0.0, 0.4))
 BINDINGS = Part(25 / 466, frames=(8, 32), questions=MOST_CARDS, at_end=True, during=(0.4, 1.0))
 MIXED = Part(6 / 1431, frames=(24, 80), questions=32, groups=(*VISUAL, *MEMORY))
-TESTS = Part(8 / 1031, frames=(12, 90), questions=MOST_CARDS, at_end=True, rebound=0.5)
+TESTS = Part(12 / 1031, frames=(12, 90), questions=MOST_CARDS, at_end=True, rebound=0.5)
 TEXT = Part(2 / 465, questions=16, groups=("text",))
 EVERYTHING = (GLANCES, CARDS, MOVES, PAIRS, BINDINGS, MIXED, TESTS, TEXT)
 LONG = (
@@ -58,7 +58,7 @@ LONG = (
 
 
 def nano() -> Recipe:
-    """14 million parameters, window 256: 480 million tokens, for one or two H100s or H200s."""
+    """14 million parameters, window 256: 560 million tokens, for one or two H100s or H200s."""
     rows, tokens = 64, 1920
     return Recipe(
         name="nano",
@@ -78,7 +78,7 @@ def nano() -> Recipe:
             Stage("layerwise", "layerwise", "delta", EVERYTHING, 36, rows, tokens, 2e-3, "muon"),
             Stage("distillation", "distillation", "delta", EVERYTHING, 190, rows, tokens, 2e-3, "muon"),
             Stage("sft", "cross_entropy", "language", EVERYTHING, 420, rows, tokens, 1.5e-3, "muon"),
-            Stage("long", "cross_entropy", "all", (*LONG, *_scaled(EVERYTHING, 4.0)), 420, 16, 8192, 1e-3, "muon"),
+            Stage("long", "cross_entropy", "all", (*LONG, *_scaled(EVERYTHING, 4.0)), 1240, 16, 8192, 1e-3, "muon"),
         ),
     )  # fmt: skip
 
