@@ -317,7 +317,11 @@ print(peak() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_stays_far_below_the_checkpoint(small_teacher: Path, tmp_path: Path) -> None:
-    """A teacher of 300 MB in 16 MB tensors, in one file, through shards of 32 MiB."""
+    """A teacher of 300 MB in tensors of 16 MiB, in one file, through shards of 32 MiB.
+
+    What there is at most: a shard, twice while it is written, and a tensor before and after its change. Usually it is
+    50 MB; how soon pages of the mapped file are given back is the system's business.
+    """
     size = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8, "vocab_size": 4096}
     changes = {**size, "num_hidden_layers": 5, "vision_config": {**VISION, "out_hidden_size": 1024}}
     values = flat_config(True, **changes, rope_scaling={"type": "mrope", "mrope_section": [16, 24, 24]})
@@ -331,7 +335,7 @@ def test_memory_stays_far_below_the_checkpoint(small_teacher: Path, tmp_path: Pa
     assert (wide / "model.safetensors").stat().st_size > 300e6
     command = [sys.executable, "-c", MEASURE, str(small_teacher), str(wide), str(tmp_path / "out")]
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-    assert grown < 90e6, f"memory grew by {grown / 1e6:.0f} MB"
+    assert grown < (2 * 32 + 2 * 16) * 2**20 + 4e6, f"memory grew by {grown / 1e6:.0f} MB"
 
 
 def fails(source: Path, out: Path, *words: str, **options: Any) -> None:
