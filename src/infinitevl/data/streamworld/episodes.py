@@ -120,8 +120,9 @@ def clip(
 ) -> Episode:
     """A stream without cards that ends when something can be asked: up to `questions`, all after its last frame.
 
-    frames: the shortest and the longest. It goes on until a question of a kind has a clear answer, which was drawn
-    from all of `groups` before, so that rare kinds come as often as the frames allow. Others follow.
+    frames: the shortest and, greater, the longest. A kind of question is drawn from all of `groups` first, and the
+    stream goes on until that one has a clear answer, so that rare kinds come as often as the frames allow; others
+    follow it.
     """
     _check_groups(groups)
     world, rng = World(seed, split, size=size, cards=listed(())), generator(seed, split, ASKING)
@@ -133,8 +134,8 @@ def clip(
         found = ask(wanted, at, fps) if at.index + 1 >= least else None
     others = (ask(kinds[i], at, fps) for i in rng.integers(len(kinds), size=2 * questions))
     asked = list({(q.kind, q.question): q for q in (found, *others) if q}.values())[:questions]
-    shown = np.stack(list(world.frames(0, at.index + 1)))
-    return Episode(seed, split, fps, shown, tuple(asked), tuple(map(world.moment, range(at.index + 1))))
+    steps = iter([*[()] * at.index, tuple(asked)])
+    return Play(world, lambda: next(steps), fps, at.index + 1).episode()
 
 
 def stream(
