@@ -119,7 +119,8 @@ class Encoder:
             draft.text(self._ids(f"{IM_START}{message['role']}\n"))
             for piece in _pieces(message):
                 if piece in media:
-                    self._media(draft, piece, next(media[piece]), sample.fps)
+                    running = 0.0 if draft.frames else sample.running
+                    self._media(draft, piece, next(media[piece]), sample.fps, running)
                 else:
                     draft.text(self._ids(piece, special=False), learnt)
             draft.text(self._ids(IM_END), learnt)
@@ -132,7 +133,7 @@ class Encoder:
     def _ids(self, text: str, special: bool = True) -> list[int]:
         return self.processor.encode(text, special=special)
 
-    def _media(self, draft: _Draft, mark: str, source: Any, fps: float) -> None:
+    def _media(self, draft: _Draft, mark: str, source: Any, fps: float, running: float) -> None:
         draft.text(self._ids(VISION_START))
         timed = self._frames(source, fps)
         is_image = mark == IMAGE_MARK
@@ -140,7 +141,7 @@ class Encoder:
         if len({frame.shape for _, frame in pairs}) != 1:
             raise InfiniteVLError("the frames of a video differ in size" if pairs else "a video without frames")
         frames, start = torch.stack([frame for _, frame in pairs]), pairs[0][0]
-        times = [tick(time - start, self.per_second) for time, _ in pairs]
+        times = [tick(running + time - start, self.per_second) for time, _ in pairs]
         token = self.config.image_token_id if is_image else self.config.video_token_id
         draft.vision(token, times, frames.shape[1] // self.side, frames.shape[2] // self.side, frames)
         draft.text(self._ids(VISION_END))

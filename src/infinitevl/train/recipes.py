@@ -57,6 +57,16 @@ LONG = (
 )
 
 
+def _scaled(parts: tuple[Part, ...], total: float) -> tuple[Part, ...]:
+    """The same mixture with weights that add up to `total`."""
+    weight = sum(part.weight for part in parts)
+    return tuple(replace(part, weight=part.weight / weight * total) for part in parts)
+
+
+# Half of them from streams that have been running for long, or a stream without end gets lost (docs/log.md).
+ENDLESS = tuple(replace(part, running=0.5) for part in (*LONG, *_scaled(EVERYTHING, 4.0)))
+
+
 def nano() -> Recipe:
     """14 million parameters, window 256: 560 million tokens, for one or two H100s or H200s."""
     rows, tokens = 64, 1920
@@ -78,7 +88,7 @@ def nano() -> Recipe:
             Stage("layerwise", "layerwise", "delta", EVERYTHING, 36, rows, tokens, 2e-3, "muon"),
             Stage("distillation", "distillation", "delta", EVERYTHING, 190, rows, tokens, 2e-3, "muon"),
             Stage("sft", "cross_entropy", "language", EVERYTHING, 420, rows, tokens, 1.5e-3, "muon"),
-            Stage("long", "cross_entropy", "all", (*LONG, *_scaled(EVERYTHING, 4.0)), 1240, 16, 8192, 1e-3, "muon"),
+            Stage("long", "cross_entropy", "all", ENDLESS, 1240, 16, 8192, 1e-3, "muon"),
         ),
     )  # fmt: skip
 
@@ -135,12 +145,6 @@ def four_b() -> Recipe:
             Stage("long", "cross_entropy", "language", (), 4000, 1, 32_768, 2e-5, accumulate=64, lora=64, **frames),
         ),
     )  # fmt: skip
-
-
-def _scaled(parts: tuple[Part, ...], total: float) -> tuple[Part, ...]:
-    """The same mixture with weights that add up to `total`."""
-    weight = sum(part.weight for part in parts)
-    return tuple(replace(part, weight=part.weight / weight * total) for part in parts)
 
 
 RECIPES = {"nano": nano, "micro": micro, "4b": four_b}
