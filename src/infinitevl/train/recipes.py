@@ -68,7 +68,7 @@ ENDLESS = tuple(replace(part, running=0.5) for part in (*LONG, *_scaled(EVERYTHI
 
 
 def nano() -> Recipe:
-    """14 million parameters, window 256: 560 million tokens, for one or two H100s or H200s."""
+    """14 million parameters, window 256: 590 million tokens, for one or two H100s or H200s."""
     rows, tokens = 64, 1920
     return Recipe(
         name="nano",
@@ -85,10 +85,10 @@ def nano() -> Recipe:
         window=256,
         stages=(
             Stage(TEACHER, "cross_entropy", "all", EVERYTHING, 2840, rows, tokens, 2e-3, "muon"),
-            Stage("layerwise", "layerwise", "delta", EVERYTHING, 36, rows, tokens, 2e-3, "muon"),
-            Stage("distillation", "distillation", "delta", EVERYTHING, 190, rows, tokens, 2e-3, "muon"),
-            Stage("sft", "cross_entropy", "language", EVERYTHING, 420, rows, tokens, 1.5e-3, "muon"),
-            Stage("long", "cross_entropy", "all", ENDLESS, 1240, 16, 8192, 1e-3, "muon"),
+            Stage("layerwise", "layerwise", "delta", EVERYTHING, 120, rows, tokens, 2e-3, "muon"),
+            Stage("distillation", "distillation", "delta", EVERYTHING, 560, rows, tokens, 2e-3, "muon"),
+            Stage("sft", "cross_entropy", "language", EVERYTHING, 440, rows, tokens, 1.5e-3, "muon"),
+            Stage("long", "cross_entropy", "all", ENDLESS, 1000, 16, 8192, 1e-3, "muon"),
         ),
     )  # fmt: skip
 
