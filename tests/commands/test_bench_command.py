@@ -23,6 +23,8 @@ from infinitevl.benchmark.stream import StreamSubject, endless_answers
 from infinitevl.benchmark.work import Costs, as_full_attention
 from infinitevl.machine import KNOWN, Ceilings
 from infinitevl.model.configuration import InfiniteVLConfig
+from infinitevl.model.fp8 import quantise
+from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.random_model import random_model
 from infinitevl.streaming.stream import Stream
 
@@ -132,6 +134,17 @@ def test_float8(run: Run, checkpoint: Path):
     assert costs.token(0).nbytes - half.token(0).nbytes == pytest.approx(weights, rel=0.01)
     assert half.weight_bytes == pytest.approx(costs.weight_bytes / 2 + 2 * 0.31e9, rel=0.01)
     assert costs.frame((32, 32), 0).operations / half.frame((32, 32), 0).operations == pytest.approx(2, rel=0.1)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bytes_of_float8(tied: bool):
+    """A byte for every element that the model has in the end, and the embedding's second."""
+    config = random_model(0, num_hidden_layers=2).config.to_dict()
+    model = InfiniteVLForConditionalGeneration(InfiniteVLConfig.from_dict({**config, "tie_word_embeddings": tied}))
+    assert Costs.of(model.bfloat16()).weight_bytes == sum(p.nbytes for p in model.parameters())
+    quantise(model.eval())
+    elements = sum(p.numel() for p in model.parameters())
+    assert Costs.of(model).weight_bytes == elements + model.get_input_embeddings().weight.numel()
 
 
 def test_what_does_not_fit_is_told(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):

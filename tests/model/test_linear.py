@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from helpers import Model, assert_close, text_ids, tiny_config, tiny_model
+from infinitevl import ops
 from infinitevl.model.layers import MLP
 from infinitevl.model.linear import join, joined, padded_width
 
@@ -168,3 +169,25 @@ def test_hooks_are_called(model: Model):
         layer.mlp.down_proj.register_forward_pre_hook(lambda *_: called.append(1))
     logits(model, text_ids(1, 3))
     assert len(called) == 10
+
+
+def test_a_block_norms_for_the_next_one(model: Model, monkeypatch: pytest.MonkeyPatch):
+    """At inference every norm but the first is computed with the sum that it is of; where one is hooked, it runs."""
+    ids, (pixels, grid), called, fused = text_ids(2, 9), (torch.randn(16, 1176), torch.tensor([[1, 4, 4]])), [], []
+
+    def run() -> list[torch.Tensor]:
+        called.clear()
+        hidden = model(ids, output_hidden_states=True).hidden_states
+        return [*hidden, model.get_image_features(pixels, grid)]
+
+    plain = ops.linear_norm
+    monkeypatch.setattr(ops, "linear_norm", lambda *args, **options: fused.append(1) or plain(*args, **options))
+    with torch.no_grad():
+        expected, separate = run(), len(fused)
+    for hooked in (False, True):
+        fused.clear()
+        with torch.inference_mode():
+            assert all(torch.equal(mine, theirs) for mine, theirs in zip(run(), expected, strict=True))
+        blocks = len(model.model.language_model.layers) + len(model.model.visual.blocks)
+        assert len(fused) == separate + blocks - hooked and len(called) == hooked
+        model.model.language_model.norm.register_forward_hook(lambda *_: called.append(1))

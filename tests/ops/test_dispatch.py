@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from infinitevl import ops
+from infinitevl.ops.groups import Groups
 
 X = torch.randn(1, 2, 1, 4)
 CALLS = {
@@ -13,8 +14,8 @@ CALLS = {
     "write_ring": lambda **backend: ops.write_ring(
         torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4), X, X, torch.zeros(1, dtype=torch.int64), **backend
     ),
-    "rotate_heads": lambda **backend: ops.rotate_heads(
-        torch.randn(2, 3, 1, 4), torch.randn(2, 1, 2), torch.randn(2, 1, 2), **backend
+    "group_attention": lambda **backend: ops.group_attention(
+        torch.randn(2, 3, 1, 4), torch.randn(2, 1, 2), torch.randn(2, 1, 2), Groups(1), **backend
     ),
     "ring_attention": lambda **backend: ops.ring_attention(
         X,

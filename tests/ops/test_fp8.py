@@ -75,6 +75,38 @@ def test_few_rows(m: int, plan: linear.Rows | linear.Tiles, gated: bool):
             assert_close(found[:, column], exact[:, column], BFLOAT16)
 
 
+@pytest.mark.parametrize("plan", [linear.Tiles(16, 16, 32), linear.Tiles(32, 16, 16, splits=3)], ids=str)
+def test_many_rows_in_tiles(plan: linear.Tiles):
+    """float8 on both sides, scales on both sides."""
+    m, n, k = 21, 19, 77
+    x, (w, scale), bias, residual = round_rows(normal(m, k)), weight(n, k), normal(n), normal(m, n)
+    found = linear.multiply(x, w, bias, residual, scale, plan=plan)
+    exact = ops.linear(x.to(torch.float64), w, bias, residual, scale, backend="reference")
+    assert found.dtype == torch.bfloat16
+    for column in range(n):
+        assert_close(found[:, column], exact[:, column], BFLOAT16)
+
+
+def test_parts_with_the_norm_of_the_sum():
+    """To the bit what product and norm are one after the other, x rounded before or here."""
+    m, n, k = FEW + 1, 32, 4096
+    assert linear.plan_of(m, n, k, fp8=True).splits > 1
+    x, (w, scale), residual, norm = normal(m, k), weight(n, k), normal(m, n), normal(n)
+    expected = linear.linear(x, w, None, residual, scale)
+    for given in (x, round_rows(x)):
+        total, normed = linear.linear_norm(given, w, None, residual, scale, norm, 1e-5)
+        assert torch.equal(total, expected) and torch.equal(normed, pointwise.rms_norm(expected, norm, 1e-5))
+    exact = ops.linear(round_rows(x).to(torch.float64), w, None, residual, scale, backend="reference")
+    assert_close(expected, exact, BFLOAT16)
+
+
+def test_plans():
+    """Of the 4B model: K is split where the weight has few long rows, and 256 of x."""
+    for n, k in ((2048, 4096), (2048, 11008)):
+        assert linear.plan_of(256, n, k, fp8=True).splits > 1 and linear.plan_of(4096, n, k, fp8=True) is None
+    assert linear.plan_of(256, 22016, 2048, gated=True, fp8=True) is None
+
+
 def test_many_rows():
     """Exact with x rounded, too, rounded here or by who made it; twice the error of one rounding in square."""
     shape, n, k = (5, 13), 32, 48

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from infinitevl.ops.triton import finish, fp8, heads, norm, pointwise, rotary
+from infinitevl.ops.groups import Groups
+from infinitevl.ops.triton import finish, fp8, groups, heads, norm, pointwise, rotary
 from infinitevl.ops.triton.finish import write_ring
 from infinitevl.ops.triton.fp8 import round_rows
+from infinitevl.ops.triton.groups import group_attention
 from infinitevl.ops.triton.heads import rotate_heads
 from infinitevl.ops.triton.norm import gated_rms_norm
 from infinitevl.ops.triton.pointwise import add_norm, add_parts, rms_norm, silu_product
@@ -37,6 +39,9 @@ LAUNCHES = {
     "gated norm": (norm, "_norm_kernel", lambda: gated_rms_norm(rows(2), rows(2), torch.ones(2), 1e-5)),
     "float8": (fp8, "_round_kernel", lambda: round_rows(rows(2))),
     "heads": (heads, "_rotate_kernel", lambda: rotate_heads(rows(3, 1, 2), rows(1), rows(1))),
+    "groups": (
+        groups, "_group_kernel", lambda: group_attention(rows(3, 1, 2), rows(1), rows(1), Groups(ROWS))
+    ),
     "ring": (
         finish, "_finish_kernel",
         lambda: write_ring(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2), rows(1, 2)[None], rows(1, 2)[None], ONE),

@@ -41,9 +41,11 @@ class Costs:
 
     @property
     def weight_bytes(self) -> int:
-        """In float8 the embedding is there besides the head, as it was."""
-        embedding = self._count("model.language_model.embed_tokens.") * self.dtype.itemsize
-        return sum(self.sizes.values()) * self._wide + (embedding if self.fp8 else 0)
+        """In float8 the embedding stays as it was, besides the head that was tied to it or has rows of its own."""
+        embedding = self._count("model.language_model.embed_tokens.")
+        tied = self._count("lm_head.") == 0
+        products = sum(self.sizes.values()) - (0 if tied and self.fp8 else embedding)
+        return products * self._wide + embedding * self.dtype.itemsize
 
     def frame(self, grid: tuple[int, int], context: int) -> Work:
         """A frame of grid = height x width patches after `context` tokens."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from infinitevl.model.configuration import InfiniteVLTextConfig
-from infinitevl.model.layers import Chunk, DecoderLayer, RMSNorm
+from infinitevl.model.layers import Chunk, DecoderLayer, Normed, RMSNorm, bare, following
 from infinitevl.model.rope import rotary_table
 from infinitevl.model.state import State
 
@@ -39,16 +39,17 @@ class Decoder(nn.Module):
         if state is not None:
             self.check_state(x, state, seq_idx)
             state.reserve(x.shape[1])
-        chunk = self.chunk(x, positions, lengths, seq_idx, state)
-        for i, layer in enumerate(self.layers):
+        chunk, carried = self.chunk(x, positions, lengths, seq_idx, state), x
+        norms = [*(layer.input_layernorm for layer in self.layers), self.norm][1:]
+        for i, (layer, norm) in enumerate(zip(self.layers, norms, strict=True)):
             if hidden is not None:
-                hidden.append(x)
-            x = layer(x, chunk, None if state is None else state.layers[i])
+                hidden.append(bare(carried))
+            carried = layer(carried, chunk, None if state is None else state.layers[i], following(norm))
         if hidden is not None:
-            hidden.append(x)
+            hidden.append(bare(carried))
         if state is not None:
             state.advance(positions, vision, lengths)
-        return self.norm(x)
+        return Normed.of(carried, self.norm).y
 
     def check_state(self, x: Tensor, state: State, seq_idx: Tensor | None) -> None:
         """Raises ValueError where `state` cannot be continued with x."""

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from infinitevl import ops
 from infinitevl.model.state import AttentionState, State
+from infinitevl.model.transfer import pinned, to_device
 
 GRAPHS = 48  # that are kept; each holds its inputs, outputs and launches
 WARMUPS = 2
@@ -40,14 +41,15 @@ Function = Callable[..., Any]  # (state, *inputs) -> a tensor or None
 
 
 def run(model: Any, key: Hashable, function: Function, *inputs: Tensor, state: State | None = None) -> Any:
-    """function(state, *inputs), replayed from a graph where the model is on a GPU.
+    """function(state, *inputs), replayed from a graph where the model is on a GPU. Inputs may be on the host: they go
+    to the model's device, without waiting for it.
 
     key: of what `function` does besides its inputs' shapes and dtypes: equal keys stand for equal functions. It must
     not wait for the device, nor take anything from the host but what the key names.
     """
     with torch.inference_mode():
         if not replays(model, state):
-            return function(state, *inputs)
+            return function(state, *(to_device(x, model.device) for x in inputs))
         return graphs_of(model).run(model, key, function, inputs, state)
 
 
@@ -118,7 +120,7 @@ class Graph:
 
     def __init__(self, function: Function, inputs: tuple[Tensor, ...], state: State | None, lane: Lane) -> None:
         self._function = function  # and what it holds on to, which the graph reads
-        self.inputs = tuple(x.clone() for x in inputs)
+        self.inputs = tuple(x.to(lane.stream.device, copy=True) for x in inputs)
         self.graph = torch.cuda.CUDAGraph()
         self.slots: Tensor | None = None
         if state is not None and state.slots is not None:
@@ -137,7 +139,7 @@ class Graph:
             self.slots.copy_(slots)
         for mine, given in zip(self.inputs, inputs, strict=True):
             if mine.data_ptr() != given.data_ptr():
-                mine.copy_(given, non_blocking=True)
+                mine.copy_(given if given.is_cuda else pinned(given), non_blocking=True)
         self.graph.replay()
         return self.outputs
 

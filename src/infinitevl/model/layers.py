@@ -1,7 +1,7 @@
 """The layers of the language model: two kinds of mixer, the MLP, the residual block."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,28 @@ class RMSNorm(nn.Module):
         return ops.rms_norm(x, self.weight, self.eps, rounded=self.rounded)
 
 
+class Normed(NamedTuple):
+    """What goes from block to block, x [..., hidden], with the norm of it that the next one begins with: one kernel
+    adds and norms."""
+
+    x: Tensor
+    y: Any
+
+    @classmethod
+    def of(cls, x: "Tensor | Normed", norm: RMSNorm) -> "Normed":
+        return x if isinstance(x, Normed) else cls(x, norm(x))
+
+
+def bare(x: Tensor | Normed) -> Tensor:
+    return x.x if isinstance(x, Normed) else x
+
+
+def following(norm: RMSNorm) -> RMSNorm | None:
+    """The norm, where a block may compute it for the next one: where nothing but results is wanted, since a block by
+    itself, under checkpoints or compiled, is given and returns x alone."""
+    return norm if torch.is_inference_mode_enabled() else None
+
+
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
@@ -60,8 +82,12 @@ class MLP(nn.Module):
         self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
         self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
 
-    def forward(self, x: Tensor | Rounded, residual: Tensor | None = None) -> Tensor:
-        return project_onto(residual, self._inner(x), self.down_proj)
+    def forward(self, x: Tensor | Rounded, residual: Tensor | None = None, norm: Any = None) -> Any:
+        """The sum with the residual; `Normed` where there is a norm of it."""
+        y = self._inner(x)
+        if residual is None or norm is None:
+            return project_onto(residual, y, self.down_proj)
+        return Normed(*project_and_norm(residual, y, self.down_proj, norm))
 
     def _inner(self, x: Tensor | Rounded) -> Tensor | Rounded:
         """[..., inner], or as wide as the padded rows of down's weight."""
@@ -188,6 +214,8 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, chunk: Chunk, state: Any = None) -> Tensor:
-        x, y = self.self_attn(self.input_layernorm(x), chunk, state, x, self.post_attention_layernorm)
-        return self.mlp(y, x)
+    def forward(self, x: Tensor | Normed, chunk: Chunk, state: Any = None, norm: RMSNorm | None = None) -> Any:
+        """norm: the one after this layer; where it is given, `Normed` by it is returned."""
+        x, y = Normed.of(x, self.input_layernorm)
+        x, y = self.self_attn(y, chunk, state, x, self.post_attention_layernorm)
+        return self.mlp(y, x, norm)

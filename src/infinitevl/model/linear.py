@@ -79,17 +79,15 @@ def project(x: Tensor | Rounded, *linears: Any) -> Sequence[Tensor]:
 
 def project_onto(residual: Tensor | None, x: Tensor | Rounded, linear: Any) -> Tensor:
     """residual + linear(x). x may be as wide as the padded rows of the linear's weight."""
-    whole = joined((linear,))
+    whole = _alone(linear, x.shape[-1])
     if whole is not None:
-        weight, bias, scale = whole
-        weight = _with_padding(weight) if x.shape[-1] > weight.shape[1] else weight
-        return ops.linear(x, weight, bias, residual, scale)
+        return ops.linear(x, whole.weight, whole.bias, residual, whole.scale)
     return linear(x) if residual is None else residual + linear(x)
 
 
 def project_and_norm(residual: Tensor, x: Tensor | Rounded, linear: Any, norm: Any) -> tuple[Tensor, Any]:
-    """residual + linear(x), and the `RMSNorm` of that."""
-    whole = joined((linear,))
+    """residual + linear(x), and the `RMSNorm` of that. x: as in `project_onto`."""
+    whole = _alone(linear, x.shape[-1])
     if whole is None or _wrapped(norm):
         y = project_onto(residual, x, linear)
         return y, norm(y)
@@ -152,8 +150,13 @@ def _pad(linear: Any) -> int:
     return padded_width(linear)
 
 
-def _with_padding(weight: Tensor) -> Tensor:
-    return weight.detach().as_strided((len(weight), weight.stride(0)), weight.stride())
+def _alone(linear: Any, width: int) -> Map | None:
+    """`joined` of one, with the padding of its rows for an input that is as wide."""
+    whole = joined((linear,))
+    if whole is None or width <= whole.weight.shape[1]:
+        return whole
+    weight = whole.weight.detach()
+    return whole._replace(weight=weight.as_strided((len(weight), weight.stride(0)), weight.stride()))
 
 
 def _lay(parts: list[Any], every: int) -> None:

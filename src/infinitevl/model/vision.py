@@ -11,33 +11,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infinitevl import ops
 from infinitevl.model.configuration import InfiniteVLVisionConfig
-from infinitevl.model.layers import MLP, RMSNorm
+from infinitevl.model.layers import MLP, Normed, RMSNorm, following
 from infinitevl.model.linear import Linear, project_and_norm
 from infinitevl.model.positions import Grid
+from infinitevl.ops.groups import Groups
 
 EPS, THETA = 1e-6, 10000.0
-
-
-@dataclass(frozen=True)
-class Partition:
-    """Groups of neighbouring patches that attend to each other, padded to one size L.
-
-    gather: [groups, L] patch of every place; scatter: [patches] place of every patch; mask: [groups, 1, 1, L] True
-    at real patches. All None when the groups have the same size and a view serves.
-    """
-
-    groups: int
-    gather: Tensor | None
-    scatter: Tensor | None
-    mask: Tensor | None
-
-    def split(self, x: Tensor) -> Tensor:
-        """[patches, ...] -> [groups, L, ...]"""
-        return x.unflatten(0, (self.groups, -1)) if self.gather is None else x[self.gather]
-
-    def join(self, x: Tensor) -> Tensor:
-        """[groups, L, ...] -> [patches, ...]"""
-        return x.flatten(0, 1) if self.scatter is None else x.flatten(0, 1)[self.scatter]
 
 
 @dataclass(frozen=True)
@@ -52,8 +31,8 @@ class Plan:
     restore: Tensor
     cos: Tensor
     sin: Tensor
-    windows: Partition
-    frames: Partition
+    windows: Groups
+    frames: Groups
 
 
 @lru_cache(maxsize=8)
@@ -77,8 +56,8 @@ def plan(grid: Grid, window: int, merge: int, head_dim: int, device: torch.devic
             restore=torch.cat(restores),
             cos=angle.cos().to(dtype),
             sin=angle.sin().to(dtype),
-            windows=_partition(torch.cat(sizes) * cells, device),
-            frames=_partition(torch.cat([torch.full((t,), h * w) for t, h, w in grid]), device),
+            windows=_groups(torch.cat(sizes) * cells, device),
+            frames=_groups(torch.cat([torch.full((t,), h * w) for t, h, w in grid]), device),
         )
 
 
@@ -101,15 +80,15 @@ def _angles(height: int, width: int, merge: int, head_dim: int) -> Tensor:
     return torch.cat(angles, dim=-1)
 
 
-def _partition(sizes: Tensor, device: torch.device) -> Partition:
+def _groups(sizes: Tensor, device: torch.device) -> Groups:
     longest = int(sizes.max())
     if bool((sizes == longest).all()):
-        return Partition(len(sizes), None, None, None)
+        return Groups(len(sizes), None, None, None)
     start, place = sizes.cumsum(0) - sizes, torch.arange(longest)
     real = place < sizes[:, None]
     gather = torch.where(real, start[:, None] + place, 0)
     scatter = real.flatten().nonzero()[:, 0]
-    return Partition(len(sizes), gather.to(device), scatter.to(device), real[:, None, None].to(device))
+    return Groups(len(sizes), gather.to(device), scatter.to(device), real[:, None, None].to(device))
 
 
 class VisionAttention(nn.Module):
@@ -120,13 +99,11 @@ class VisionAttention(nn.Module):
         self.proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, partition: Partition, residual: Tensor, norm: RMSNorm
+        self, x: Tensor, cos: Tensor, sin: Tensor, groups: Groups, residual: Tensor, norm: RMSNorm
     ) -> tuple[Tensor, Any]:
         """x, residual: [patches, hidden]; every patch attends to those of its group. Returns the sum, and its norm."""
-        q, k, v = ops.rotate_heads(self.qkv(x).unflatten(-1, (3, self.heads, -1)), cos, sin)
-        q, k, v = (partition.split(y).transpose(1, 2) for y in (q, k, v))
-        o = F.scaled_dot_product_attention(q, k, v, attn_mask=partition.mask)
-        return project_and_norm(residual, partition.join(o.transpose(1, 2)).flatten(1), self.proj, norm)
+        o = ops.group_attention(self.qkv(x).unflatten(-1, (3, self.heads, -1)), cos, sin, groups)
+        return project_and_norm(residual, o.flatten(1), self.proj, norm)
 
 
 class VisionBlock(GradientCheckpointingLayer):
@@ -139,9 +116,13 @@ class VisionBlock(GradientCheckpointingLayer):
         self.attn = VisionAttention(config)
         self.mlp = MLP(config.hidden_size, config.intermediate_size, bias=True)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, partition: Partition) -> Tensor:
-        x, y = self.attn(self.norm1(x), cos, sin, partition, x, self.norm2)
-        return self.mlp(y, x)
+    def forward(
+        self, x: Tensor | Normed, cos: Tensor, sin: Tensor, groups: Groups, norm: RMSNorm | None = None
+    ) -> Any:
+        """norm: the one after this block; where it is given, `Normed` by it is returned."""
+        x, y = Normed.of(x, self.norm1)
+        x, y = self.attn(y, cos, sin, groups, x, self.norm2)
+        return self.mlp(y, x, norm)
 
 
 class PatchEmbed(nn.Module):
@@ -168,9 +149,9 @@ class PatchMerger(nn.Module):
         self.mlp = nn.Sequential(Linear(wide, wide), nn.GELU(), Linear(wide, config.out_hidden_size))
         self.wide = wide
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Normed) -> Tensor:
         """[patches, hidden] -> [patches / 4, out]"""
-        return self.mlp(self.ln_q(x).reshape(-1, self.wide))
+        return self.mlp(Normed.of(x, self.ln_q).y.reshape(-1, self.wide))
 
 
 class VisionTower(nn.Module):
@@ -194,8 +175,9 @@ class VisionTower(nn.Module):
     def forward(self, patches: Tensor, plan: Plan) -> Tensor:
         """patches: [patches, channels * temporal * 14 * 14], images and videos one after the other.
         Returns [patches / 4, out_hidden_size] in the same order."""
-        x = self.patch_embed(patches)[plan.order]
-        for i, block in enumerate(self.blocks):
+        x: Any = self.patch_embed(patches)[plan.order]
+        norms = [*(block.norm1 for block in self.blocks), self.merger.ln_q][1:]
+        for i, (block, norm) in enumerate(zip(self.blocks, norms, strict=True)):
             full = i in self.config.fullatt_block_indexes
-            x = block(x, plan.cos, plan.sin, plan.frames if full else plan.windows)
+            x = block(x, plan.cos, plan.sin, plan.frames if full else plan.windows, following(norm))
         return self.merger(x)[plan.restore]

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from infinitevl.ops import eager
+from infinitevl.ops.groups import Groups
 from infinitevl.ops.mixing import DeltaInputs, DeltaWeights
 from infinitevl.ops.rounding import Rounded
 
@@ -195,13 +196,13 @@ def write_ring(
     run(ring_k, ring_v, k, v, count, sinks=sinks, lengths=lengths)
 
 
-def rotate_heads(
-    qkv: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [T, H, D] of qkv [T, 3, H, D]; queries and keys turned by the angles of cos and sin
-    [T, 1, D / 2], which pair i with i + D / 2. What is returned may lie in qkv, which is changed then.
+def group_attention(qkv: Tensor, cos: Tensor, sin: Tensor, groups: Groups, *, backend: str | None = None) -> Tensor:
+    """Softmax attention of tokens to those of their group: of qkv [T, 3, H, D], queries and keys turned by the angles
+    of cos and sin [T, 1, D / 2], which pair i with i + D / 2, values as they are. Scores are scaled by D^-0.5.
+
+    qkv may be changed. Returns [T, H, D].
     """
-    return implementation("rotate_heads", qkv.device, backend)(qkv, cos, sin)
+    return implementation("group_attention", qkv.device, backend)(qkv, cos, sin, groups)
 
 
 def ring_attention(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from infinitevl.ops.groups import Groups
 from infinitevl.ops.mixing import DeltaInputs, DeltaWeights, Operations, mix_in_place
 from infinitevl.ops.rows import rotate, work_dtype
 
@@ -154,16 +155,17 @@ def write_ring(
             ring_v[b, :, slot] = v[b, t]
 
 
-def rotate_heads(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pair by pair."""
-    turned = qkv.to(cos.dtype, copy=True)
-    for i in range(half := qkv.shape[-1] // 2):
-        for part in (0, 1):
-            x, y = qkv[:, part, :, i], qkv[:, part, :, i + half]
-            turned[:, part, :, i] = x * cos[..., i] - y * sin[..., i]
-            turned[:, part, :, i + half] = y * cos[..., i] + x * sin[..., i]
-    q, k, v = turned.to(qkv.dtype).unbind(1)
-    return q, k, v
+def group_attention(qkv: Tensor, cos: Tensor, sin: Tensor, groups: Groups) -> Tensor:
+    """Token by token."""
+    q, k, v = qkv.unbind(1)
+    q, k, outputs = rotate(q, cos, sin), rotate(k, cos, sin), torch.zeros_like(v)
+    places = groups.split(torch.arange(len(qkv), device=qkv.device))
+    for i, members in enumerate(places):
+        near = members if groups.mask is None else members[groups.mask[i, 0, 0]]
+        for t in near:
+            scores = torch.einsum("hd,shd->hs", q[t], k[near]) * q.shape[-1] ** -0.5
+            outputs[t] = torch.einsum("hs,shd->hd", scores.softmax(-1), v[near])
+    return outputs
 
 
 def ring_attention(

@@ -4,7 +4,7 @@ Nothing here waits for the device, so the host can be ahead of it; on a GPU all 
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.positions import grid_positions, tick
 from infinitevl.model.state import State
 from infinitevl.model.transfer import to_device
+from infinitevl.model.vision import Plan
 from infinitevl.video.preprocess import resize_to
 
 PIECES = (1, 8, 16, 32, 64, 128, 256)  # lengths of the pieces that text is put in by where graphs replay it
@@ -30,14 +31,18 @@ def encode_frames(
     """
     settings, count = model.processor.settings, len(pixels)
     height, width = (side // settings.patch_size for side in size or pixels.shape[1:3])
-    plan = model.model.visual.plan(((count, height, width),), model.device)
+
+    @cache  # where a graph replays `encode` nobody asks for the plan; the graph that reads it holds it by this
+    def plan() -> Plan:
+        return model.model.visual.plan(((count, height, width),), model.device)
 
     def encode(_: None, pixels: Tensor) -> Tensor:
-        return model.model.visual(model.processor.frame_patches(pixels), plan).unflatten(0, (count, -1))
+        return model.model.visual(model.processor.frame_patches(pixels), plan()).unflatten(0, (count, -1))
 
     def prepare(pixels: Tensor) -> Tensor:
-        pixels = to_device(pixels, model.device)
-        return run(model, "frames", encode, pixels if size is None else resize_to(pixels, size))
+        if size is not None and pixels.shape[1:3] != size:
+            pixels = resize_to(to_device(pixels, model.device), size)
+        return run(model, "frames", encode, pixels)
 
     return beside(model, prepare, pixels)
 
@@ -65,7 +70,7 @@ def take_frames(
         is_vision = torch.ones(where.shape[1:], dtype=torch.bool, device=where.device)
         model.model.language_model(features, where, is_vision, state=state)
 
-    run(model, ("take frames", height, width), take, features, to_device(ticks, model.device), state=state)
+    run(model, ("take frames", height, width), take, features, ticks, state=state)
 
 
 @lru_cache(maxsize=64)
@@ -114,13 +119,14 @@ def _in_pieces(
     logits: Tensor | None = None
     for start in range(0, total, longest):
         piece = piece_of(min(longest, total - start)) if replayed else total
-        parts = [to_device(_padded(x[:, start : start + piece], piece), model.device) for x in inputs]
+        parts = [_padded(x[:, start : start + piece], piece) for x in inputs]
         here = (real - start).clamp(0, piece)
         ragged = bool((here < piece).any())
-        key, extra = (put.__name__, ragged), [to_device(here, model.device)] if ragged else []
+        key, extra = (put.__name__, ragged), [here] if ragged else []
         found = run(model, key, partial(put, model), *parts, *extra, state=state)
-        ends = to_device(real > start, model.device)[:, None]
-        logits = found if logits is None else torch.where(ends, found, logits)
+        if logits is not None:
+            found = torch.where(to_device(real > start, model.device)[:, None], found, logits)
+        logits = found
     assert logits is not None
     return logits
 

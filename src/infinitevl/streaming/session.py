@@ -111,8 +111,8 @@ class Session:
     def frame(self, frame: np.ndarray | Tensor) -> Tensor:
         """The frame as a tensor uint8 [H, W, 3]. InfiniteVLError where it is none."""
         array = frame if isinstance(frame, Tensor) else np.asarray(frame)
-        kind = str(array.dtype).removeprefix("torch.")
-        if kind != "uint8" or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        if array.dtype not in (torch.uint8, np.uint8) or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+            kind = str(array.dtype).removeprefix("torch.")
             raise InfiniteVLError(f"a frame must be uint8 [H, W, 3], not {kind} {list(array.shape)}")
         bounds = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         smart_resize(*array.shape[:2], **bounds)  # complains of extreme shapes

@@ -4,7 +4,7 @@ from infinitevl.ops.eager.attention import ring_attention, window_attention, wri
 from infinitevl.ops.eager.convolution import short_convolution
 from infinitevl.ops.eager.counters import advance
 from infinitevl.ops.eager.delta_rule import gated_delta_rule
-from infinitevl.ops.eager.heads import rotate_heads
+from infinitevl.ops.eager.groups import group_attention
 from infinitevl.ops.eager.linear import linear, linear_norm, swiglu
 from infinitevl.ops.eager.mixer import delta_mixer
 from infinitevl.ops.eager.norm import gated_rms_norm, rms_norm
@@ -15,12 +15,12 @@ __all__ = [
     "delta_mixer",
     "gated_delta_rule",
     "gated_rms_norm",
+    "group_attention",
     "linear",
     "linear_norm",
     "ring_attention",
     "rms_norm",
     "rotary_table",
-    "rotate_heads",
     "short_convolution",
     "swiglu",
     "window_attention",

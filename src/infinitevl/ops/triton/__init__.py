@@ -4,7 +4,7 @@ from infinitevl.ops.triton.attention import window_attention
 from infinitevl.ops.triton.counters import advance
 from infinitevl.ops.triton.delta_rule import gated_delta_rule
 from infinitevl.ops.triton.finish import write_ring
-from infinitevl.ops.triton.heads import rotate_heads
+from infinitevl.ops.triton.groups import group_attention
 from infinitevl.ops.triton.linear import linear, linear_norm, swiglu
 from infinitevl.ops.triton.mixer import delta_mixer
 from infinitevl.ops.triton.norm import gated_rms_norm
@@ -17,12 +17,12 @@ __all__ = [
     "delta_mixer",
     "gated_delta_rule",
     "gated_rms_norm",
+    "group_attention",
     "linear",
     "linear_norm",
     "ring_attention",
     "rms_norm",
     "rotary_table",
-    "rotate_heads",
     "swiglu",
     "window_attention",
     "write_ring",

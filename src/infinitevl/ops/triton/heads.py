@@ -9,9 +9,8 @@ ROWS = 32  # heads of queries and keys of a program
 
 
 def rotate_heads(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """In place. Raises NotImplementedError where a gradient is asked for, or for float64."""
-    if qkv.dtype == torch.float64 or (torch.is_grad_enabled() and qkv.requires_grad) or not qkv.is_contiguous():
-        raise NotImplementedError("rotation in Triton: contiguous, no float64 and no gradient")
+    """Queries, keys and values [T, H, D] of qkv [T, 3, H, D], which is changed: queries and keys are turned by the
+    angles of cos and sin [T, 1, D / 2], which pair i with i + D / 2. For what is not `unsupported`."""
     time, _, heads, width = qkv.shape
     rows = time * 2 * heads
     with torch.cuda.device_of(qkv):
@@ -20,6 +19,13 @@ def rotate_heads(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor,
         )
     q, k, v = qkv.unbind(1)
     return q, k, v
+
+
+def unsupported(qkv: Tensor) -> str | None:
+    """Why these kernels cannot take such inputs; None where they can."""
+    if torch.is_grad_enabled() and qkv.requires_grad:
+        return "it has no gradient"
+    return "contiguous, and no float64" if qkv.dtype == torch.float64 or not qkv.is_contiguous() else None
 
 
 @triton.jit(do_not_specialize=["rows"])

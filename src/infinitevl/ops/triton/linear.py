@@ -10,7 +10,8 @@ Every launch may begin before the one before it has ended (`launches`), and load
 results of the kernels of this package.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -78,7 +79,7 @@ def linear_norm(
     if plan is None:
         y, normed = add_norm(_library(rows, weight, bias, scale)[None], None, residual, norm, eps, rounded)
     elif isinstance(plan, Tiles) and plan.splits > 1:
-        with torch.cuda.device_of(rows):
+        with torch.cuda.device_of(weight):
             parts = _tiles(rows, weight, None, None, scale, plan, False)
         y, normed = add_norm(parts, bias, residual, norm, eps, rounded)
     else:
@@ -122,10 +123,12 @@ def unsupported(
 def plan_of(m: int, n: int, k: int, gated: bool = False, fp8: bool = False) -> Rows | Tiles | None:
     """From the shapes alone, as measured on an H100; None is cuBLAS. n counts gate and up."""
     if fp8 and m > FEW:
-        return None
+        few_tiles = m <= 256 and n < 8192 and k >= 4096 and not gated
+        return Tiles(128, 128, 128, splits=4, warps=8) if few_tiles else None
+    if m == 1 and fp8:
+        return Rows(1, 2048) if k >= 4096 else Rows(1 if gated else 2, warps=2)
     if m == 1:
-        rows = Rows(1) if gated else Rows()
-        return replace(rows, block_k=2048) if fp8 else rows
+        return Rows(1) if gated else Rows()
     if 1 < m <= 16:
         return Tiles(16, 64, 128, splits=4) if k >= 8192 else Tiles(16, 64, 128, stages=4 if gated else 6)
     if 16 < m <= 64:
@@ -139,7 +142,7 @@ def plan_of(m: int, n: int, k: int, gated: bool = False, fp8: bool = False) -> R
 
 
 def multiply(
-    x: Tensor | Rounded,
+    x: Any,
     weight: Tensor,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
@@ -148,32 +151,41 @@ def multiply(
     plan: Rows | Tiles | None,
     gated: bool = False,
 ) -> Tensor:
-    """`ops.linear`, or `ops.swiglu` where gated, of x [M, K] and residual [M, N] by a plan."""
+    """`ops.linear`, or `ops.swiglu` where gated, of x [M, K] and residual [M, N] by a plan.
+    x: Tensor, or `Rounded` for tiles and cuBLAS, which needs it with a weight in float8."""
     if plan is None:
         y = _library(x, weight, bias, scale)
         y = silu_product(y) if gated else y
         return y if residual is None else residual + y
     run = _one_row if isinstance(plan, Rows) else _tiles
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(weight):
         y = run(x, weight, bias, residual, scale, plan, gated)
-        return y if y.dim() == 2 else add_parts(y, bias, residual, x.dtype)
+        return y if y.dim() == 2 else add_parts(y, bias, residual, _dtype(x))
 
 
-def _rows(x: Tensor | Rounded, *others: Tensor | None) -> Tensor | Rounded:
-    """[M, K]"""
-    reason = unsupported(x, *others)
+def _rows(
+    x: Tensor | Rounded, weight: Tensor, bias: Tensor | None, residual: Tensor | None, scale: Tensor | None
+) -> Tensor | Rounded:
+    """[M, K], rounded where a weight in float8 is multiplied with many."""
+    reason = unsupported(x, weight, bias, residual, scale)
     if reason:
         raise NotImplementedError(f"linear maps in Triton: {reason}")
     if isinstance(x, Rounded):
         return Rounded(x.values.reshape(-1, x.shape[-1]), x.scale.reshape(-1))
-    return x.reshape(-1, x.shape[-1])
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if scale is None or len(rows) <= FEW else round_rows(rows)
 
 
-def _library(x: Tensor | Rounded, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
-    """By cuBLAS."""
+def _dtype(x: Any) -> torch.dtype:
+    """Of what comes of it."""
+    return torch.bfloat16 if isinstance(x, Rounded) else x.dtype
+
+
+def _library(x: Any, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+    """By cuBLAS. x: `Rounded` where there is a scale of the weight."""
     if scale is None:
         return F.linear(x, weight, bias)
-    return product(x if isinstance(x, Rounded) else round_rows(x), weight, bias, scale)
+    return product(x, weight, bias, scale)
 
 
 def _one_row(
@@ -189,14 +201,14 @@ def _one_row(
     out = torch.empty(1, n, dtype=x.dtype, device=x.device)
     early, options = launches(x)
     _row_kernel[(triton.cdiv(n, plan.block_n),)](
-        x, weight, scale, bias, residual, out, n, k, weight.stride(0),
-        GATED=gated, BLOCK_N=plan.block_n, BLOCK_K=plan.block_k, EARLY=early, num_warps=plan.warps, **options,
+        x, weight, scale, bias, residual, out, n, weight.stride(0),
+        K=k, GATED=gated, BLOCK_N=plan.block_n, BLOCK_K=plan.block_k, EARLY=early, num_warps=plan.warps, **options,
     )  # fmt: skip
     return out
 
 
 def _tiles(
-    x: Tensor,
+    x: Any,
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
@@ -207,11 +219,12 @@ def _tiles(
     """[M, N], or where K is split the parts of the product alone, [splits, M, N] float32."""
     (m, k), n = x.shape, len(weight) // (2 if gated else 1)
     whole = plan.splits == 1
-    shape, dtype = ((m, n), x.dtype) if whole else ((plan.splits, m, n), torch.float32)
+    shape, dtype = ((m, n), _dtype(x)) if whole else ((plan.splits, m, n), torch.float32)
+    x, x_scale = x if isinstance(x, Rounded) else (x, None)
     out = torch.empty(shape, dtype=dtype, device=x.device)
     early, options = launches(x)
     _tile_kernel[triton.cdiv(n, plan.block_n), triton.cdiv(m, plan.block_m), plan.splits](
-        x, weight, scale, bias if whole else None, residual if whole else None, out, m, n, k,
+        x, x_scale, weight, scale, bias if whole else None, residual if whole else None, out, m, n, k,
         x.stride(0), weight.stride(0), 0 if residual is None else residual.stride(0),
         GATED=gated, SPLITS=plan.splits, BLOCK_M=plan.block_m, BLOCK_N=plan.block_n, BLOCK_K=plan.block_k,
         EARLY=early, num_warps=plan.warps, num_stages=plan.stages, **options,
@@ -221,36 +234,39 @@ def _tiles(
 
 @triton.jit
 def _row_kernel(
-    x, weight, scale, bias, residual, out, N, K, w_row,
-    GATED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
+    x, weight, scale, bias, residual, out, N, w_row,
+    K: tl.constexpr, GATED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """out[n] = residual[n] + bias[n] + scale[n] sum_k x[k] weight[n, k]. GATED: the weight has 2 N rows, and
     out[n] = residual[n] + silu(y[n]) y[N + n]. The next columns of the weight are on their way while these are added.
+
+    The loop is unrolled: what a loop carries in float8 takes a register a number, and as many instructions to part.
     """
     rows, k = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     safe = tl.minimum(rows, N - 1).to(tl.int64)
     at = weight + safe[:, None] * w_row + k[None, :]
     up_at = weight + (N + safe)[:, None] * w_row + k[None, :]
-    w = tl.load(at, mask=(k < K)[None, :], other=0.0)
+    next_w = _columns(at, 0, K, BLOCK_K)
     if GATED:
-        up_w = tl.load(up_at, mask=(k < K)[None, :], other=0.0)
+        next_up = _columns(up_at, 0, K, BLOCK_K)
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     up_total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    for _ in range(0, K, BLOCK_K):
-        y = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
-        k += BLOCK_K
-        at += BLOCK_K
-        next_w = tl.load(at, mask=(k < K)[None, :], other=0.0)
-        total += w.to(tl.float32) * y
+    for first in tl.static_range(0, K, BLOCK_K):
+        y = _columns(x + k[None, :], first, K, BLOCK_K)
         w = next_w
         if GATED:
-            up_at += BLOCK_K
-            next_w = tl.load(up_at, mask=(k < K)[None, :], other=0.0)
+            up_w = next_up
+        if first + BLOCK_K < K:
+            next_w = _columns(at, first + BLOCK_K, K, BLOCK_K)
+            if GATED:
+                next_up = _columns(up_at, first + BLOCK_K, K, BLOCK_K)
+        y = y.to(tl.float32)
+        total += w.to(tl.float32) * y
+        if GATED:
             up_total += up_w.to(tl.float32) * y
-            up_w = next_w
     y, real = tl.sum(total, 1), rows < N
     if scale is not None:
         y *= tl.load(scale + rows, mask=real, other=0.0)
@@ -268,13 +284,24 @@ def _row_kernel(
     tl.store(out + rows, y, mask=real)
 
 
+@triton.jit
+def _columns(at, first: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """[rows, BLOCK_K] from column `first`, zeros after column K."""
+    if first + BLOCK_K <= K:
+        y = tl.load(at + first)
+    else:
+        y = tl.load(at + first, mask=(tl.arange(0, BLOCK_K) < K - first)[None, :], other=0.0)
+    return y
+
+
 @triton.jit(do_not_specialize=["M"])
 def _tile_kernel(
-    x, weight, scale, bias, residual, out, M, N, K, x_row, w_row, residual_row,
+    x, x_scale, weight, scale, bias, residual, out, M, N, K, x_row, w_row, residual_row,
     GATED: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """As `_row_kernel`, of M rows. SPLITS > 1: out is [SPLITS, M, N] float32, each the sum over a part of K."""
+    """As `_row_kernel`, of M rows; x_scale: [M], those of rows in float8. SPLITS > 1: out is [SPLITS, M, N] float32,
+    each the sum over a part of K."""
     n, m = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     split, k = tl.program_id(2), tl.arange(0, BLOCK_K)
     safe = tl.minimum(n, N - 1).to(tl.int64)
@@ -290,16 +317,21 @@ def _tile_kernel(
     up_total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for block in range(first, last):
         real = (k < K - block * BLOCK_K)[None, :]
-        y = tl.trans(tl.load(x_at + block * BLOCK_K, mask=real, other=0.0))
-        w = tl.load(w_at + block * BLOCK_K, mask=real, other=0.0).to(y.dtype)
-        total = tl.dot(w, y, total)
+        y = tl.trans(tl.load(x_at + block * BLOCK_K, mask=real & (m < M)[:, None], other=0.0))
+        w = tl.load(w_at + block * BLOCK_K, mask=real, other=0.0)
+        total = tl.dot(_as(w, y.dtype), y, total)
         if GATED:
-            w = tl.load(up_at + block * BLOCK_K, mask=real, other=0.0).to(y.dtype)
-            up_total = tl.dot(w, y, up_total)
+            w = tl.load(up_at + block * BLOCK_K, mask=real, other=0.0)
+            up_total = tl.dot(_as(w, y.dtype), y, up_total)
     if scale is not None:
         total *= tl.load(scale + n, mask=n < N, other=0.0)[:, None]
         if GATED:
             up_total *= tl.load(scale + N + n, mask=n < N, other=0.0)[:, None]
+    if x_scale is not None:
+        s = tl.load(x_scale + m, mask=m < M, other=0.0)[None, :]
+        total *= s
+        if GATED:
+            up_total *= s
     if bias is not None:
         total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
     if GATED:
@@ -312,3 +344,9 @@ def _tile_kernel(
         total += tl.load(at, mask=real, other=0.0).to(tl.float32)
     at = out + (split * M + m).to(tl.int64)[:, None] * N + n[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _as(w, dtype: tl.constexpr):
+    """By way of float32: there is no fast instruction from float16, which float8 becomes first, to bfloat16."""
+    return w.to(tl.float32).to(dtype) if w.dtype != dtype else w
