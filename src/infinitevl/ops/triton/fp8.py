@@ -54,7 +54,7 @@ def empty(rows: int, width: int, device: torch.device) -> Rounded:
 
 def warps_of(block: int) -> int:
     """Of a program that takes a row of so many numbers at once."""
-    return min(max(block // 512, 1), 8)
+    return min(max(block // 512, 1), 16)
 
 
 @triton.jit
