@@ -24,12 +24,17 @@ def draw(path: Path, results: Results) -> None:
         axis.set(title=title, ylabel="ms")
     _memory(axes[1, 1], results)
     for axis in axes.flat:
-        axis.set(xscale="log", yscale="log", xlabel="tokens seen")
+        axis.set(xscale="log", xlabel="tokens seen", **_scale(*axis.dataLim.intervaly))
         axis.axvline(results.window, color="grey", linewidth=1, linestyle="--", label="attention window")
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
     figure.savefig(path, dpi=120, format="png")
     pyplot.close(figure)
+
+
+def _scale(low: float, high: float) -> dict[str, Any]:
+    """Of the heights: from zero where they are of one order of magnitude."""
+    return {"yscale": "log"} if high > 10 * low else {"ylim": (0, 1.1 * high)}
 
 
 def _times(axis: Any, results: Results, what: str) -> None:
