@@ -24,13 +24,13 @@ SCRIPT = Path(__file__).with_name("parallel_script.py")
 
 
 def launch(out: Path, processes: int = 2) -> None:
-    """As `accelerate launch --cpu` does."""
+    """As torchrun does, and `accelerate launch`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {
         "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": 1, "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": 1, "PYTHONPATH": os.pathsep.join(sys.path),
     }  # fmt: skip
     running = []
     for rank in range(processes):

@@ -85,8 +85,9 @@ def accelerate(out: Path | None = None) -> Accelerator:
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # else only one process would read the models
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # of vision in batches of text
     return Accelerator(
-        mixed_precision="bf16" if gpu else "no", log_with=loggers or None, project_dir=out, kwargs_handlers=[unused]
-    )
+        cpu=not torch.accelerator.is_available(),  # else processes of torchrun would not know of each other
+        mixed_precision="bf16" if gpu else "no", log_with=loggers or None, project_dir=out, kwargs_handlers=[unused],
+    )  # fmt: skip
 
 
 def train_stage(
