@@ -1,5 +1,6 @@
 """Live connections: against the real server, and against ones that do what a real one seldom does."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from client_kit import Client, Fake, Served, both, encoded, eventually, fake, pi
 from test_client import QUESTION, SHORT, expected, refused
 
 from infinitevl.client import WatchEvent
+from infinitevl.client.awaiting import AsyncLive
+from infinitevl.client.blocking import Live
 from infinitevl.errors import FrameError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 
@@ -170,6 +173,32 @@ def test_what_a_server_should_not_say(kind: str, say: Callable[[Fake], None], st
     with fake(talk) as url, both(kind, url) as client:
         live = client.live("stream-1", ahead=1000).__enter__()
         refused(status, error, send_on, live)
+        live.close()
+
+
+def test_what_ended_it_first_is_told_to_who_was_about_to_send(kind: str, monkeypatch: pytest.MonkeyPatch):
+    sending, transmit, transmit_async = threading.Event(), Live._transmit, AsyncLive._transmit
+
+    def late(live: Live, *parts: Any) -> None:
+        sending.set()
+        live._reader.join()
+        transmit(live, *parts)
+
+    async def late_async(live: AsyncLive, *parts: Any) -> None:
+        sending.set()
+        await asyncio.wait({live._reader})
+        await transmit_async(live, *parts)
+
+    def talk(server: Fake) -> None:
+        assert sending.wait(10)
+        server.connection.send("no JSON")
+        time.sleep(0.3)
+
+    monkeypatch.setattr(Live, "_transmit", late)
+    monkeypatch.setattr(AsyncLive, "_transmit", late_async)
+    with fake(talk) as url, both(kind, url) as client:
+        live = client.live("stream-1").__enter__()
+        refused(None, "protocol", live.send, b"x")
         live.close()
 
 

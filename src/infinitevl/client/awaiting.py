@@ -283,8 +283,10 @@ class AsyncLive:
             with reaching(self._server.url):
                 for part in parts:
                     await self._socket.send(part)
-        except BaseException as error:  # also Ctrl-C and the like: what was sent in part cannot be gone on with
-            await self._end(error if isinstance(error, ClientError) else ClientError("a message was sent in part"))
+        except ClientError as error:
+            raise await self._end(error) from None
+        except BaseException:  # also Ctrl-C and the like: what was sent in part cannot be gone on with
+            await self._end(ClientError("a message was sent in part"))
             raise
 
     async def _read(self) -> None:
@@ -300,7 +302,7 @@ class AsyncLive:
             await self._end(error)
             await self._socket.close()
 
-    async def _end(self, fault: Exception) -> None:
+    async def _end(self, fault: Exception) -> Exception:
         async with self._ready:
-            self._talk.end(fault)
             self._ready.notify_all()
+            return self._talk.end(fault)

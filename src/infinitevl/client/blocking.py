@@ -277,8 +277,10 @@ class Live:
             with reaching(self._url):
                 for part in parts:
                     self._socket.send(part)
-        except BaseException as error:  # also Ctrl-C and the like: what was sent in part cannot be gone on with
-            self._end(error if isinstance(error, ClientError) else ClientError("a message was sent in part"))
+        except ClientError as error:
+            raise self._end(error) from None
+        except BaseException:  # also Ctrl-C and the like: what was sent in part cannot be gone on with
+            self._end(ClientError("a message was sent in part"))
             raise
 
     def _read(self) -> None:
@@ -294,7 +296,7 @@ class Live:
             self._end(error)
             self._socket.close()
 
-    def _end(self, fault: Exception) -> None:
+    def _end(self, fault: Exception) -> Exception:
         with self._ready:
-            self._talk.end(fault)
             self._ready.notify_all()
+            return self._talk.end(fault)

@@ -96,12 +96,13 @@ class Talk:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise unexpected(message) from None
 
-    def end(self, fault: Exception) -> None:
-        """The connection has ended: everything that waits gets to know."""
+    def end(self, fault: Exception) -> Exception:
+        """The connection has ended: everything that waits gets to know. What ended it first."""
         self.fault = self.fault or fault
         lost = fault if isinstance(fault, ClientError) else ClientError(f"the connection ended: {fault}")
         while self._asked:
             self._asked.popitem()[1].waiting.append(lost)
+        return self.fault
 
     def _receive(self, message: dict[str, Any]) -> None:
         kind = message["type"]

@@ -31,6 +31,7 @@ def run(plan: Plan, replicas: int, host: str, port: int, line: str) -> None:
     """
     store, stop = Store(plan.store), threading.Event()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "20")  # Ray's 5 are too few on a busy machine
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(logging_level=logging.WARNING)
     for number in (signal.SIGINT, signal.SIGTERM):  # only now: Ray has handlers of its own
