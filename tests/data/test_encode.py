@@ -138,23 +138,21 @@ def test_as_a_stream_feeds_it(model: Model, encode: Encoder, monkeypatch: pytest
     same_memory(told.stream, encode(sample(*told.turns, videos=clips, fps=fps)))
 
 
-def test_a_video_that_has_been_running(model: Model, encode: Encoder, monkeypatch: pytest.MonkeyPatch):
-    """As a stream that opened its first video so long ago; the next one begins when it is opened."""
-    told, clips, running, opened = Told(model, monkeypatch, 2.0), [clip(5), clip(4)], 40_000.0, Stream._open_video
-
-    def long_ago(stream: Stream, at: float) -> None:
-        opened(stream, at)
-        if not told.turns:
-            stream.session.start = -running
-
-    monkeypatch.setattr(Stream, "_open_video", long_ago)
+@pytest.mark.parametrize(
+    ("fps", "limit", "cut"), [(2.0, 1.5, [3, 3, 3, 2]), (10.0, 0.3, [3, 3, 3, 2]), (1.0, 0.2, [1] * 11)]
+)
+def test_videos_end_where_a_stream_ends_them(
+    model: Model, encode: Encoder, monkeypatch: pytest.MonkeyPatch, fps: float, limit: float, cut: list[int]
+):
+    told, clips, settings = Told(model, monkeypatch, fps), [clip(11), clip(5)], model.processor.settings
+    monkeypatch.setattr(settings, "max_video_seconds", limit)
     for frames in clips:
         for frame in frames:
             assert told.stream.see(frame)
         told.ask("Now?", "a square", "<video>")
-    encoded = encode(sample(*told.turns, videos=clips, fps=2.0, running=running))
+    encoded = encode(sample(*told.turns, videos=clips, fps=fps))
     same_memory(told.stream, encoded)
-    assert encoded.positions[0].max() > 2 * running > 1000 > encoded.positions[1, : len(encoded) // 3].max()
+    assert [len(frames) for frames in encoded.frames[: len(cut)]] == cut
 
 
 @pytest.mark.parametrize("fps", [0.5, 1.0, 50.0])

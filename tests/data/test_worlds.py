@@ -3,7 +3,6 @@
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,10 @@ from infinitevl.data.packing import Batch
 from infinitevl.data.sample import BadSample
 from infinitevl.data.streamworld import Episode
 from infinitevl.data.streamworld.cards import Card
-from infinitevl.data.worlds import LONGEST_RUN, MEMORY, VISUAL, Part, WorldBatches, conversation, world_sample
+from infinitevl.data.worlds import MEMORY, VISUAL, Part, WorldBatches, conversation, world_sample
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.random_model import random_model
-from infinitevl.train.recipes import BINDINGS, CARDS, EVERYTHING, MOVES, PAIRS, TESTS, nano
+from infinitevl.train.recipes import BINDINGS, CARDS, EVERYTHING, PAIRS, TESTS
 
 SIZE = 112  # the encoder makes 56 of it, 4 tokens a frame
 PARTS = (
@@ -198,21 +197,6 @@ def test_a_part_comes_during_its_steps():
     assert chances == [[0.833, 0, 0.167]] * 2 + [[0, 0.833, 0.167]] * 2
     alternating = world(parts=parts[:2])
     assert [bool(alternating[step].frames) for step in range(4)] == [True, True, False, False]
-
-
-@pytest.mark.parametrize("part", [PARTS[0], TESTS, MOVES])
-def test_videos_that_have_been_running(part: Part):
-    """Half of the samples, for all orders of magnitude up to days; none where the part does not say so."""
-    told = [world_sample(replace(part, running=0.5), np.random.default_rng(seed), SIZE) for seed in range(60)]
-    times = np.array([made.running for made in told if made.running])
-    assert 0.3 < len(times) / len(told) < 0.7
-    assert 1.0 <= times.min() < 100 and 3000 < times.max() <= LONGEST_RUN
-    assert all(not world_sample(part, np.random.default_rng(seed), SIZE).running for seed in range(5))
-
-
-def test_the_long_stage_knows_videos_without_end():
-    (long,) = (stage for stage in nano().stages if stage.name == "long")
-    assert {part.running for part in long.data if isinstance(part, Part)} == {0.5}
 
 
 def test_cards_are_read_at_a_glance(monkeypatch: pytest.MonkeyPatch):

@@ -22,10 +22,14 @@ from infinitevl.streaming.stream import Stream
 QUESTIONS = ["What is it?", "How many are there?", "Where?", "What was on the first sign, long ago?"]
 
 
-@pytest.mark.parametrize("slots", [2, 5])
-def test_beside_others_parked_and_restored_at_random_is_as_alone(model: Model, store: Store, slots: int):
-    """16 streams of three sizes, more than there are slots and places in the host's memory; the engine is closed and
-    started again on the way; questions come at any time. Every answer is that of a stream alone, greedy, float32."""
+@pytest.mark.parametrize(("slots", "longest"), [(2, None), (5, 1.0)])
+def test_beside_others_parked_and_restored_at_random_is_as_alone(
+    model: Model, store: Store, monkeypatch: pytest.MonkeyPatch, slots: int, longest: float | None
+):
+    """16 streams of three sizes and rates, more than there are slots and places in the host's memory; the engine is
+    closed and started again on the way; questions come at any time; videos end at other times than other streams', or
+    never. Every answer is that of a stream alone, greedy, float32."""
+    monkeypatch.setattr(model.processor.settings, "max_video_seconds", longest)
     draw = random.Random(slots)
     sizes = [(56, 84), (56, 56), (84, 84)]
     films = [[picture(100 * i + t, *sizes[i % 3]) for t in range(8)] for i in range(16)]
@@ -37,8 +41,9 @@ def test_beside_others_parked_and_restored_at_random_is_as_alone(model: Model, s
         for t in range(8):
             frames = Frames()
             for i in draw.sample(range(16), 16):
-                engine.push(ids[i], films[i][t], t / 2, frames, wait=60)
-                lone[i].see(films[i][t], t / 2)
+                time = t / (2 + i % 3)
+                engine.push(ids[i], films[i][t], time, frames, wait=60)
+                lone[i].see(films[i][t], time)
             assert set(frames.wait(16)) == {"seen"}
             places |= {engine.look(id).place for id in ids}
             for i in draw.sample(range(16), 3):

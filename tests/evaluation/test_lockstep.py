@@ -47,9 +47,10 @@ def same_memory(together: Lockstep, alone: list[Stream]) -> None:
             assert_close(tensor, expected, 1e-5)
 
 
-@pytest.mark.parametrize("count", [0, 1, 33])
-def test_the_same_answers_and_memory(model: Model, count: int):
+@pytest.mark.parametrize(("count", "longest"), [(0, None), (1, None), (33, None), (33, 1.2), (24, 1.2), (25, 1.2)])
+def test_the_same_answers_and_memory(model: Model, monkeypatch: pytest.MonkeyPatch, count: int, longest: float | None):
     """33 frames are more than a window and, at 10 frames/s, more than 3 seconds."""
+    monkeypatch.setattr(model.processor.settings, "max_video_seconds", longest)
     together, alone = both(model, frames(3, count))
     answers = ["".join(s.ask(q, max_new_tokens=10)) for s, q in zip(alone, QUESTIONS, strict=True)]
     same_memory(together, alone)
@@ -70,8 +71,12 @@ def test_rows_that_end_early(model: Model, monkeypatch: pytest.MonkeyPatch):
     assert len({len(answer) for answer in answers}) > 1
 
 
-@pytest.mark.parametrize("pieces", [[33], [1, 30, 2]])
-def test_frames_at_once_are_frames_one_by_one(model: Model, pieces: list[int]):
+@pytest.mark.parametrize("longest", [None, 0.5])
+@pytest.mark.parametrize("pieces", [[33], [1, 30, 2], [5, 28]])
+def test_frames_at_once_are_frames_one_by_one(
+    model: Model, monkeypatch: pytest.MonkeyPatch, pieces: list[int], longest: float | None
+):
+    monkeypatch.setattr(model.processor.settings, "max_video_seconds", longest)
     shown = frames(2, 33).transpose(0, 1)
     one_by_one, at_once = Lockstep(model, 2, FPS), Lockstep(model, 2, FPS)
     for stream, sizes in ((one_by_one, [1] * 33), (at_once, pieces)):

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from infinitevl.model.processing import (
     VISION_END,
     VISION_START,
     InfiniteVLProcessor,
-    PixelSettings,
+    MediaSettings,
 )
 from infinitevl.model.random_model import byte_tokenizer
 from infinitevl.video.media import load_image, load_video
@@ -239,7 +240,7 @@ def test_videos_of_every_kind(tmp_path: Path, shared: Path):
 
 
 def test_saved_and_read_again(processor: InfiniteVLProcessor, tmp_path: Path):
-    other = InfiniteVLProcessor(byte_tokenizer(), PixelSettings(784, 50_000, image_std=[1, 1, 1]))
+    other = InfiniteVLProcessor(byte_tokenizer(), MediaSettings(784, 50_000, image_std=[1, 1, 1]))
     paths = other.save_pretrained(tmp_path / "folder")
     assert all(Path(path).is_file() for path in paths)
     again = InfiniteVLProcessor.from_pretrained(tmp_path / "folder")
@@ -258,24 +259,31 @@ def test_saved_and_read_again(processor: InfiniteVLProcessor, tmp_path: Path):
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({}, PixelSettings()),
-        ({"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14}, PixelSettings(3136, 12845056)),
-        ({"size": {"shortest_edge": 784, "longest_edge": 9000}}, PixelSettings(784, 9000)),
-        ({"size": {"shortest_edge": 784, "longest_edge": 9000}, "max_pixels": None}, PixelSettings(784, 9000)),
-        ({"size": {"shortest_edge": 784}, "min_pixels": 1568}, PixelSettings(1568)),
-        ({"image_processor_type": "Qwen2VLImageProcessor", "do_resize": True, "merge_size": 2}, PixelSettings()),
+        ({}, MediaSettings()),
+        ({"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14}, MediaSettings(3136, 12845056)),
+        ({"size": {"shortest_edge": 784, "longest_edge": 9000}}, MediaSettings(784, 9000)),
+        ({"size": {"shortest_edge": 784, "longest_edge": 9000}, "max_pixels": None}, MediaSettings(784, 9000)),
+        ({"size": {"shortest_edge": 784}, "min_pixels": 1568}, MediaSettings(1568)),
+        ({"max_video_seconds": 5}, MediaSettings(max_video_seconds=5)),
+        ({"image_processor_type": "Qwen2VLImageProcessor", "do_resize": True, "merge_size": 2}, MediaSettings()),
     ],
 )
-def test_settings_of_qwens_files(values: dict, expected: PixelSettings, tmp_path: Path):
-    assert PixelSettings.read(values) == expected
+def test_settings_of_qwens_files(values: dict, expected: MediaSettings, tmp_path: Path):
+    assert MediaSettings.read(values) == expected
     byte_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
     assert InfiniteVLProcessor.from_pretrained(tmp_path).settings == expected
 
 
+@pytest.mark.parametrize("limit", [0, -1.0, "5", [5], True, float("nan")])
+def test_a_video_of_no_length(limit: Any):
+    with pytest.raises(InfiniteVLError, match=r"max_video_seconds=.*: it is a number of seconds, or null"):
+        MediaSettings.read({"max_video_seconds": limit})
+
+
 def test_settings_are_optional(tmp_path: Path):
     byte_tokenizer().save_pretrained(tmp_path)
-    assert InfiniteVLProcessor.from_pretrained(tmp_path).settings == PixelSettings()
+    assert InfiniteVLProcessor.from_pretrained(tmp_path).settings == MediaSettings()
 
 
 def test_tokenizers_of_another_kind(tmp_path: Path):

@@ -1,5 +1,6 @@
 """A stream is the prompt it stands for, whatever happens on the way, and its memory never grows."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from torch import Tensor
 from helpers import RELATIVE, assert_close, randomise
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
-from infinitevl.model.processing import IM_END, IMAGE, SYSTEM, VISION_END, VISION_START, PixelSettings
+from infinitevl.model.processing import IM_END, IMAGE, SYSTEM, VISION_END, VISION_START, MediaSettings
 from infinitevl.model.random_model import random_model
 from infinitevl.streaming.session import MAX_PIXELS
 from infinitevl.streaming.stream import Stream
@@ -103,15 +104,16 @@ def test_generate_equals_a_plain_loop_on_messages(model: Model):
 class Twin:
     """A stream, and the prompt it stands for."""
 
-    def __init__(self, model: Model) -> None:
-        self.stream, self.prompt = model.stream(fps=None), Prompt(model)
+    def __init__(self, model: Model, longest: float = math.inf) -> None:
+        self.stream, self.prompt, self._longest = model.stream(fps=None), Prompt(model), longest
         self._phase, self._now, self._start = "new", 0.0, 0.0
 
     def see(self, frame: np.ndarray, later: float) -> None:
         self._now += later
         self.stream.see(frame, self._now)
-        if self._phase != "video":
-            self.prompt.text((SYSTEM if self._phase == "new" else f"{IM_END}\n") + USER + VISION_START)
+        if self._phase != "video" or self._now - self._start > self._longest - 1e-6:
+            before = {"new": SYSTEM + USER, "video": VISION_END, "answered": f"{IM_END}\n{USER}"}[self._phase]
+            self.prompt.text(before + VISION_START)
             self.prompt.open_video()
             self._phase, self._start = "video", self._now
         self.prompt.frame(frame, self._now - self._start)
@@ -151,11 +153,15 @@ STEPS = st.lists(st.one_of(SEE, SEE, REMEMBER, st.sampled_from([("ask",), ("fork
 
 
 @settings(max_examples=15, deadline=None)
-@given(STEPS)
-def test_any_session_is_one_prompt(model: Model, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple]):
-    """Frames of any size at any time, answers forgotten or remembered, whole or in part, forks, restarts."""
-    twin = Twin(model)
-    with torch.no_grad():
+@given(STEPS, st.sampled_from([None, 0.6, 2.0]))
+def test_any_session_is_one_prompt(
+    model: Model, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple], longest: float | None
+):
+    """Frames of any size at any time, videos that end or not, answers forgotten or remembered, whole or in part,
+    forks, restarts."""
+    twin = Twin(model, longest or math.inf)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.processor.settings, "max_video_seconds", longest)
         for i, (kind, *values) in enumerate(steps):
             stream = twin.stream
             if kind == "see":
@@ -171,6 +177,21 @@ def test_any_session_is_one_prompt(model: Model, tmp_path_factory: pytest.TempPa
                 stream.save(path := tmp_path_factory.mktemp("saved") / "stream")
                 twin.stream = Stream.load(model, path)
         twin.compare()
+
+
+@pytest.mark.parametrize("rate", [2.0, 30.0, 3.0])
+def test_a_video_ends_after_so_many_seconds(model: Model, monkeypatch: pytest.MonkeyPatch, rate: float):
+    """At the rates of cameras, in times as files write them, in milliseconds: after 2 * rate frames, no earlier, no
+    later. A pause ends it, too."""
+    monkeypatch.setattr(model.processor.settings, "max_video_seconds", 2.0)
+    stream, starts = model.stream(fps=None), []
+    for i in range(int(4 * rate) + 1):
+        stream.see(picture(0), round(7 + i / rate, 3))
+        starts.append(stream.session.start)
+    assert [starts.count(start) for start in dict.fromkeys(starts)] == [2 * rate, 2 * rate, 1]
+    before = stream.stats.tokens
+    stream.see(picture(0), 1e6)
+    assert stream.stats.tokens == before + 2 + 6 and stream.session.start == 1e6
 
 
 # Asking
@@ -391,7 +412,7 @@ def test_frames_of_any_make(model: Model):
 def test_frames_are_as_large_as_the_model_knows(
     model: Model, monkeypatch: pytest.MonkeyPatch, largest: int, given: int | None, most: int
 ):
-    monkeypatch.setattr(model.processor, "settings", PixelSettings(min_pixels=784, max_pixels=largest))
+    monkeypatch.setattr(model.processor, "settings", MediaSettings(min_pixels=784, max_pixels=largest))
     stream = model.stream(max_pixels=given)
     assert stream.session.max_pixels == most
     stream.see(np.zeros((360, 640, 3), np.uint8))

@@ -119,8 +119,7 @@ class Encoder:
             draft.text(self._ids(f"{IM_START}{message['role']}\n"))
             for piece in _pieces(message):
                 if piece in media:
-                    running = 0.0 if draft.frames else sample.running
-                    self._media(draft, piece, next(media[piece]), sample.fps, running)
+                    self._media(draft, piece, next(media[piece]), sample.fps)
                 else:
                     draft.text(self._ids(piece, special=False), learnt)
             draft.text(self._ids(IM_END), learnt)
@@ -133,20 +132,30 @@ class Encoder:
     def _ids(self, text: str, special: bool = True) -> list[int]:
         return self.processor.encode(text, special=special)
 
-    def _media(self, draft: _Draft, mark: str, source: Any, fps: float, running: float) -> None:
-        draft.text(self._ids(VISION_START))
+    def _media(self, draft: _Draft, mark: str, source: Any, fps: float) -> None:
         timed = self._frames(source, fps)
         is_image = mark == IMAGE_MARK
-        pairs = list(islice(timed, 1)) if is_image else self._video(timed, self.max_tokens - len(draft.ids))
+        pairs = list(islice(timed, 1)) if is_image else self._all(timed, self.max_tokens - len(draft.ids))
         if len({frame.shape for _, frame in pairs}) != 1:
             raise InfiniteVLError("the frames of a video differ in size" if pairs else "a video without frames")
-        frames, start = torch.stack([frame for _, frame in pairs]), pairs[0][0]
-        times = [tick(running + time - start, self.per_second) for time, _ in pairs]
         token = self.config.image_token_id if is_image else self.config.video_token_id
-        draft.vision(token, times, frames.shape[1] // self.side, frames.shape[2] // self.side, frames)
-        draft.text(self._ids(VISION_END))
+        for video in self._videos(pairs):
+            frames, start = torch.stack([frame for _, frame in video]), video[0][0]
+            times = [tick(time - start, self.per_second) for time, _ in video]
+            draft.text(self._ids(VISION_START))
+            draft.vision(token, times, frames.shape[1] // self.side, frames.shape[2] // self.side, frames)
+            draft.text(self._ids(VISION_END))
 
-    def _video(self, timed: Iterator[tuple[float, Tensor]], room: int) -> list[tuple[float, Tensor]]:
+    def _videos(self, pairs: list[tuple[float, Tensor]]) -> list[list[tuple[float, Tensor]]]:
+        """A video cut where a stream would begin the next one."""
+        videos = [pairs[:1]]
+        for time, frame in pairs[1:]:
+            if self.processor.settings.ends_video(time - videos[-1][0][0]):
+                videos.append([])
+            videos[-1].append((time, frame))
+        return videos
+
+    def _all(self, timed: Iterator[tuple[float, Tensor]], room: int) -> list[tuple[float, Tensor]]:
         """All frames. Reading ends where they are too many, so that an hour of video is refused soon."""
         pairs, tokens = [], 0
         for time, frame in timed:

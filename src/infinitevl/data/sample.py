@@ -18,7 +18,6 @@ class Sample:
 
     images, videos: one per mark, in order: paths, addresses, PIL images or uint8 arrays ([H, W, 3], [N, H, W, 3]).
     fps: rate of videos given as arrays, and at which files are sampled. name: where it came from, for messages.
-    running: seconds for which the first video had been running before its first frame here, as in an endless stream.
     """
 
     messages: list[dict[str, str]]
@@ -26,7 +25,6 @@ class Sample:
     videos: list[Any] = field(default_factory=list)
     fps: float = 2.0
     name: str = ""
-    running: float = 0.0
 
     def check(self) -> "Sample":
         """Itself. BadSample where there is nothing to learn, or marks and media do not match."""

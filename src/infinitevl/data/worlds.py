@@ -1,7 +1,7 @@
 """StreamWorld as training data: the batch of every step is a function of the recipe and the step alone."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ VISUAL = ("read", "see", "move")
 GLANCE = ("describe", "read", "read", "see")  # what one frame shows
 MEMORY = ("recall", "order")
 MOST_CARDS = 16  # of a test of memory
-LONGEST_RUN = 300_000.0  # seconds of a stream, three days and a half
 MOST_REFUSED = 64  # episodes in a row that do not fit
 
 
@@ -34,9 +33,8 @@ class Part:
     answers the key alone tells: all values are numbers, or all are words; rebound: in what share of these tests, of
     three cards and more, the key asked about first had another value before; clip: an episode that ends where its
     groups have something to ask, so that no text parts its frames: movement is seen in frames that follow each other.
-    running: in what share of the episodes the video had been running for long, up to LONGEST_RUN: its frames have the
-    temporal positions of an endless stream, far from their rows and columns. during: from which part of the steps to
-    which it comes, 0 the first and 1 the end; what else comes keeps its weight.
+    during: from which part of the steps to which it comes, 0 the first and 1 the end; what else comes keeps its
+    weight.
     """
 
     weight: float
@@ -47,7 +45,6 @@ class Part:
     at_end: bool = False
     rebound: float = 0.0
     clip: bool = False
-    running: float = 0.0
     during: tuple[float, float] = (0.0, 1.0)
 
 
@@ -116,12 +113,7 @@ def world_sample(part: Part, rng: np.random.Generator, size: int) -> Sample:
         made = sample(
             seed, "train", frames=frames, questions=part.questions, groups=part.groups, cards=part.cards, size=size
         )
-    return replace(conversation(made, made.questions), running=_running(part, rng))
-
-
-def _running(part: Part, rng: np.random.Generator) -> float:
-    """Seconds, of every order of magnitude as often as of any other."""
-    return float(LONGEST_RUN ** rng.random()) if rng.random() < part.running else 0.0
+    return conversation(made, made.questions)
 
 
 def conversation(made: Episode | None, questions: Sequence[Question]) -> Sample:

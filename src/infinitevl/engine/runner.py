@@ -45,7 +45,7 @@ class Runner:
         self, seats: Sequence[Seat], sessions: Sequence[Session], pixels: Tensor, times: Sequence[float]
     ) -> None:
         """A frame for each of some streams. pixels: uint8 [B, h, w, 3] of a size that the model takes; times: on the
-        streams' clocks. Opens the videos of streams in which none is open. Returns when all of it is in memory."""
+        streams' clocks. Opens a video where none is open that goes on. Returns when all of it is in memory."""
         for part in self._parts(len(seats)):
             self._watch(seats[part], sessions[part], pixels[part], times[part])
         done(self.model.device)()
@@ -53,10 +53,11 @@ class Runner:
     def _watch(
         self, seats: Sequence[Seat], sessions: Sequence[Session], pixels: Tensor, times: Sequence[float]
     ) -> None:
-        model = self.model
-        height, width = (side // model.processor.settings.patch_size for side in pixels.shape[1:3])
+        model, settings = self.model, self.model.processor.settings
+        height, width = (side // settings.patch_size for side in pixels.shape[1:3])
         features = encode_frames(model, pixels)
-        before = [model.processor.encode(session.before_frame()) for session in sessions]
+        said = [session.before_frame(settings, time) for session, time in zip(sessions, times, strict=True)]
+        before = [model.processor.encode(text) for text in said]
         starts = [time if text else session.start for time, text, session in zip(times, before, sessions, strict=True)]
         seconds = [[time - start] for time, start in zip(times, starts, strict=True)]
         with self.pool.working(seats) as state:

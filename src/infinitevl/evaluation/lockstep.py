@@ -24,6 +24,7 @@ class Lockstep:
 
     def __init__(self, model: InfiniteVLForConditionalGeneration, streams: int, fps: float) -> None:
         self.model, self.fps, self.frames = model, fps, 0
+        self.first = 0  # frame of the open video
         self.state = model.allocate_state(streams)
 
     @torch.inference_mode()
@@ -32,17 +33,35 @@ class Lockstep:
 
         rows: [B] which of the S each stream sees (None: stream i sees i).
         """
-        model, state, count = self.model, self.state, frames.shape[1]
-        if self.frames == 0:
-            opening = model.processor.encode(f"{SYSTEM}{IM_START}user\n{VISION_START}")
-            take_text(model, state, [opening] * state.batch_size)
-            state.open_video()
-        height, width = (side // model.processor.settings.patch_size for side in frames.shape[2:4])
-        features = encode_frames(model, frames.flatten(0, 1)).unflatten(0, (len(frames), count)).flatten(1, 2)
+        model, settings = self.model, self.model.processor.settings
+        size = tuple(side // settings.patch_size for side in frames.shape[2:4])
+        features = encode_frames(model, frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         features = features if rows is None else features[torch.tensor(rows, device=model.device)]
-        seconds = [(self.frames + i) / self.fps for i in range(count)]
-        take_frames(model, state, features, (height, width), [seconds] * state.batch_size)
-        self.frames += count
+        while features.shape[1]:
+            self._open_video()
+            video, features = features.tensor_split([self._left(features.shape[1])], dim=1)
+            seconds = [self._seconds(self.frames + i) for i in range(video.shape[1])]
+            take_frames(model, self.state, video.flatten(1, 2), size, [seconds] * self.state.batch_size)
+            self.frames += video.shape[1]
+
+    def _seconds(self, frame: int) -> float:
+        """From the first frame of the open video."""
+        return (frame - self.first) / self.fps
+
+    def _left(self, most: int) -> int:
+        """How many of the next frames, `most` at most, belong to the open video."""
+        ends = self.model.processor.settings.ends_video
+        return next((i for i in range(most) if ends(self._seconds(self.frames + i))), most)
+
+    def _open_video(self) -> None:
+        """Unless one is open that goes on."""
+        if self.frames and self._left(1):
+            return
+        before = VISION_END if self.frames else f"{SYSTEM}{IM_START}user\n"
+        opening = self.model.processor.encode(f"{before}{VISION_START}")
+        take_text(self.model, self.state, [opening] * self.state.batch_size)
+        self.state.open_video()
+        self.first = self.frames
 
     def ask(self, questions: Sequence[str], max_new_tokens: int = 24) -> list[str]:
         """A greedy answer to every stream's own question. The streams are not changed."""

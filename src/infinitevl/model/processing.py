@@ -21,6 +21,7 @@ SETTINGS_FILE = "preprocessor_config.json"
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+SLACK = 1e-3  # seconds: video files write times in milliseconds, so that 1/3 s is 0.333
 SYSTEM = f"{IM_START}system\nYou are a helpful assistant.{IM_END}\n"
 
 CHAT_TEMPLATE = (
@@ -40,8 +41,13 @@ CHAT_TEMPLATE = (
 
 
 @dataclass
-class PixelSettings:
-    """How pictures become patches; `preprocessor_config.json`. Pixels are counted after the resize."""
+class MediaSettings:
+    """How pictures and videos are put to the model; `preprocessor_config.json`.
+
+    min_pixels, max_pixels: of a picture after the resize. max_video_seconds: a stream's video that has gone on for so
+    long ends, and the next one begins with the next frame (None: it never ends). The later a frame of a video, the
+    further its temporal position is from its rows and columns: small models do not know far ones.
+    """
 
     min_pixels: int = 56 * 56
     max_pixels: int = 28 * 28 * 1280
@@ -50,22 +56,32 @@ class PixelSettings:
     temporal_patch_size: int = 2
     image_mean: Sequence[float] = CLIP_MEAN
     image_std: Sequence[float] = CLIP_STD
+    max_video_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        limit = self.max_video_seconds
+        if limit is not None and not (type(limit) in (int, float) and limit > SLACK):
+            raise InfiniteVLError(f"max_video_seconds={limit!r}: it is a number of seconds, or null")
 
     @classmethod
-    def read(cls, values: dict[str, Any]) -> "PixelSettings":
+    def read(cls, values: dict[str, Any]) -> "MediaSettings":
         """From a checkpoint's file; `size` with shortest_edge and longest_edge is the newer form of the bounds."""
         size = values.get("size") or {}
         given = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
         given |= {name: values[name] for name in cls.__dataclass_fields__ if values.get(name) is not None}
         return cls(**{name: value for name, value in given.items() if value is not None})
 
+    def ends_video(self, seconds: float) -> bool:
+        """Whether a video has ended before a frame that comes so many seconds after its first one."""
+        return self.max_video_seconds is not None and seconds >= self.max_video_seconds - SLACK
+
 
 class InfiniteVLProcessor(ProcessorMixin):
     """Tokenizer, chat template and preprocessing of images and videos in one. Needs no torchvision."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, settings: PixelSettings | None = None):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, settings: MediaSettings | None = None):
         self.tokenizer = tokenizer
-        self.settings = settings or PixelSettings()
+        self.settings = settings or MediaSettings()
         self.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
         missing = [t for t in (IMAGE, VIDEO, VISION_START, VISION_END, IM_START, IM_END) if self.token_id(t) is None]
         if missing:
@@ -79,7 +95,7 @@ class InfiniteVLProcessor(ProcessorMixin):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(name))
         file = cached_file(str(name), SETTINGS_FILE, _raise_exceptions_for_missing_entries=False)
         values = json.loads(Path(file).read_text()) if file else {}
-        return cls(tokenizer, PixelSettings.read(values))
+        return cls(tokenizer, MediaSettings.read(values))
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> list[str]:
         """Write the tokenizer and preprocessor_config.json; returns the paths."""

@@ -10,12 +10,20 @@ import torch
 from torch import Tensor
 
 from infinitevl.errors import InfiniteVLError
-from infinitevl.model.processing import IM_END, IM_START, SYSTEM, VISION_END, VISION_START, InfiniteVLProcessor
+from infinitevl.model.processing import (
+    IM_END,
+    IM_START,
+    SLACK,
+    SYSTEM,
+    VISION_END,
+    VISION_START,
+    InfiniteVLProcessor,
+    MediaSettings,
+)
 from infinitevl.video.preprocess import smart_resize
 from infinitevl.video.sampling import Sampler
 
 MIN_PIXELS, MAX_PIXELS = 4 * 28 * 28, 256 * 28 * 28  # 4 to 256 tokens a frame
-SLACK = 1e-3  # seconds: video files write times in milliseconds, so that 1/3 s is 0.333
 OPENINGS = {"new": f"{SYSTEM}{IM_START}user\n", "video": VISION_END, "answered": f"{IM_END}\n{IM_START}user\n"}
 
 
@@ -92,10 +100,10 @@ class Session:
             self.shift = self.last + step - given
         return given + self.shift
 
-    def before_frame(self) -> str:
-        """What is said before the next frame: nothing where a video is open."""
+    def before_frame(self, settings: MediaSettings, at: float) -> str:
+        """What is said before a frame at this time: nothing inside a video."""
         if self.phase == "video":
-            return ""
+            return f"{VISION_END}{VISION_START}" if settings.ends_video(at - self.start) else ""
         before = SYSTEM if self.phase == "new" else f"{IM_END}\n"
         return f"{before}{IM_START}user\n{VISION_START}"
 

@@ -137,9 +137,10 @@ class Stream:
             )
 
     def _open_video(self, at: float) -> None:
-        """Say what comes before a video, unless one is open."""
-        if before := self.session.before_frame():
-            self._feed(self.model.processor.encode(before))
+        """Say what comes before a video, unless one is open that goes on."""
+        processor = self.model.processor
+        if before := self.session.before_frame(processor.settings, at):
+            self._feed(processor.encode(before))
             self.state.open_video()
             self.session.phase, self.session.start = "video", at
 

@@ -20,7 +20,7 @@ from infinitevl.model.configuration import InfiniteVLConfig
 from infinitevl.model.convert import convert, read_student
 from infinitevl.model.loading import load
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.model.processing import InfiniteVLProcessor, PixelSettings
+from infinitevl.model.processing import InfiniteVLProcessor, MediaSettings
 from infinitevl.train import keeping
 from infinitevl.train.keeping import MODEL, load_model, pin
 from infinitevl.train.loop import Settings, accelerate, train_stage
@@ -126,8 +126,8 @@ def new_teacher(recipe: Recipe, kept: Path, device: torch.device) -> InfiniteVLF
     kept: where its processor is, or else is put.
     """
     if not kept.is_dir():
-        pixels = PixelSettings(min_pixels=MIN_PIXELS, max_pixels=recipe.size**2)
-        keeping.replace(kept, InfiniteVLProcessor(train_tokenizer(recipe.vocabulary), pixels).save_pretrained)
+        media = MediaSettings(MIN_PIXELS, recipe.size**2, max_video_seconds=recipe.video_seconds)
+        keeping.replace(kept, InfiniteVLProcessor(train_tokenizer(recipe.vocabulary), media).save_pretrained)
     processor = InfiniteVLProcessor.from_pretrained(kept)
     layers = ["full_attention"] * recipe.text["num_hidden_layers"]
     config = InfiniteVLConfig(

@@ -16,8 +16,9 @@ TEACHER = "teacher"  # the stage that trains it
 @dataclass(frozen=True)
 class Recipe:
     """text, vision: fields of the teacher's configuration; window: of the student's attention layers;
-    size: side of a StreamWorld frame; vocabulary: of the tokenizer. teacher: a folder of a Qwen2.5-VL, which is then
-    the teacher: there is no teacher stage, and nothing else here describes it."""
+    size: side of a StreamWorld frame; video_seconds: after which a stream's video ends, see MediaSettings;
+    vocabulary: of the tokenizer. teacher: a folder of a Qwen2.5-VL, which is then the teacher: there is no teacher
+    stage, and nothing else here describes it."""
 
     name: str
     text: dict[str, Any]
@@ -25,6 +26,7 @@ class Recipe:
     window: int
     stages: tuple[Stage, ...]
     size: int = 112
+    video_seconds: float | None = None
     vocabulary: int = 1024
     seed: int = 0
     teacher: str = ""
@@ -63,10 +65,6 @@ def _scaled(parts: tuple[Part, ...], total: float) -> tuple[Part, ...]:
     return tuple(replace(part, weight=part.weight / weight * total) for part in parts)
 
 
-# Half of them from streams that have been running for long, or a stream without end gets lost (docs/log.md).
-ENDLESS = tuple(replace(part, running=0.5) for part in (*LONG, *_scaled(EVERYTHING, 4.0)))
-
-
 def nano() -> Recipe:
     """14 million parameters, window 256: 590 million tokens, for one or two H100s or H200s."""
     rows, tokens = 64, 1920
@@ -83,12 +81,13 @@ def nano() -> Recipe:
             "fullatt_block_indexes": [2, 4], "tokens_per_second": round(FPS),
         },
         window=256,
+        video_seconds=5.0,
         stages=(
             Stage(TEACHER, "cross_entropy", "all", EVERYTHING, 2840, rows, tokens, 2e-3, "muon"),
             Stage("layerwise", "layerwise", "delta", EVERYTHING, 120, rows, tokens, 2e-3, "muon"),
             Stage("distillation", "distillation", "delta", EVERYTHING, 560, rows, tokens, 2e-3, "muon"),
             Stage("sft", "cross_entropy", "language", EVERYTHING, 440, rows, tokens, 1.5e-3, "muon"),
-            Stage("long", "cross_entropy", "all", ENDLESS, 1000, 16, 8192, 1e-3, "muon"),
+            Stage("long", "cross_entropy", "all", (*LONG, *_scaled(EVERYTHING, 4.0)), 1000, 16, 8192, 1e-3, "muon"),
         ),
     )  # fmt: skip
 
