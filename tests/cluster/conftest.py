@@ -16,6 +16,6 @@ sys.path += [str(Path(__file__).parents[1] / part) for part in ("engine", "serve
 @pytest.fixture(scope="session")
 def model() -> Model:
     torch.manual_seed(0)
-    made = random_model(0, sliding_window=48)
+    made = random_model(0, sliding_window=48, num_hidden_layers=5)
     randomise(made)
     return made.eval()

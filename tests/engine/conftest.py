@@ -14,7 +14,7 @@ from infinitevl.model.random_model import random_model
 @pytest.fixture(scope="session")
 def model() -> Model:
     torch.manual_seed(0)
-    made = random_model(0, sliding_window=48)
+    made = random_model(0, sliding_window=48, num_hidden_layers=5)
     randomise(made)
     return made.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 

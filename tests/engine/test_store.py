@@ -104,7 +104,7 @@ def test_truncated_and_foreign_files(store: Store, model: Model):
     store.put("streams", "cut", filled(model), SESSION, {})
     path = Path(store.folder, "streams", "cut.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
-    other = random_model(0, sliding_window=64)
+    other = random_model(0, sliding_window=64, num_hidden_layers=5)
     store.put("streams", "other", other.allocate_state(), SESSION, {})
     with pytest.raises(StorageError, match="damaged"):
         store.get("streams", "cut", model.allocate_state())

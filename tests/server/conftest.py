@@ -16,7 +16,7 @@ from infinitevl.model.random_model import random_model
 @pytest.fixture(scope="session")
 def model() -> Model:
     torch.manual_seed(0)
-    made = random_model(0, sliding_window=48)
+    made = random_model(0, sliding_window=48, num_hidden_layers=5)
     randomise(made)
     with torch.no_grad():
         made.lm_head.weight[list(made.end_tokens())] = 0.0  # answers go on as long as they may
