@@ -20,9 +20,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with Served(
-        random_model(0, sliding_window=48, num_hidden_layers=5), tmp_path_factory.mktemp("served"), keys=(KEY,)
-    ) as served:
+    with Served(random_model(0, sliding_window=48), tmp_path_factory.mktemp("served"), keys=(KEY,)) as served:
         yield served
 
 
@@ -74,9 +72,7 @@ def test_the_small_ones(run: Run, served: Served, tmp_path: Path):
     assert asked.code == 0 and (kept["question"], kept["usage"]["completion_tokens"]) == ("What?", 5)
     assert asked.out and served.look(id)["stats"]["tokens"] > served.look(fork)["stats"]["tokens"]
     assert run("client", "snapshot", id, "one", "--out", tmp_path / "one.state").out[0].startswith("one: 1 frames")
-    assert (
-        Stream.load(random_model(0, sliding_window=48, num_hidden_layers=5), tmp_path / "one.state").stats.frames == 1
-    )
+    assert Stream.load(random_model(0, sliding_window=48), tmp_path / "one.state").stats.frames == 1
     assert run("client", "delete", id).code == 0
     assert [json.loads(line)["id"] for line in run("client", "list", "--json").out] == [fork]
 
@@ -102,7 +98,7 @@ def test_mistakes_are_one_line(run: Run, film: Path, served: Served, arguments: 
 
 
 def test_a_server_that_goes_away_while_it_watches(run: Run, film: Path, tmp_path: Path):
-    with Served(random_model(0, sliding_window=48, num_hidden_layers=5), tmp_path / "state") as served:
+    with Served(random_model(0, sliding_window=48), tmp_path / "state") as served:
         id = served.open()
         served.hub.push = lambda *_, **__: served.hub.soon(served.hub.rooms[id].close, 1012)
         done = run("client", "watch", film, "--stream", id, "--url", served.url)

@@ -17,6 +17,7 @@ from infinitevl.engine.store import Store
 from infinitevl.engine.types import Asking, Budget
 from infinitevl.errors import Conflict, InfiniteVLError, NotFound, Overloaded, StorageError, TooLarge
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
+from infinitevl.model.random_model import random_model
 from infinitevl.streaming.stream import Stream
 
 QUESTIONS = ["What is it?", "How many are there?", "Where?", "What was on the first sign, long ago?"]
@@ -475,7 +476,7 @@ def test_after_the_end(model: Model):
 def test_memory_stays_the_same(model: Model, monkeypatch: pytest.MonkeyPatch):
     """Frames and questions: no tensor of the pool is replaced, nothing waits in the end, norms are thinned."""
     monkeypatch.setattr("infinitevl.engine.records.MOST_NORMS", 64)
-    with running(model) as engine:
+    with running(random_model(0, sliding_window=48).to(model.device)) as engine:  # whose layers are two blocks
         id = engine.open({}, fps=None)
         before = {name: tensor.data_ptr() for name, tensor in engine._pool.state.tensors().items()}
         for k in range(5):
@@ -484,7 +485,7 @@ def test_memory_stays_the_same(model: Model, monkeypatch: pytest.MonkeyPatch):
         assert {name: tensor.data_ptr() for name, tensor in engine._pool.state.tensors().items()} == before
         assert engine.load() == {"streams": 1, "slots": 1, "answers": 0, "waiting_frames": 0}
         norms = engine.norms(id)
-        assert norms.layers == [1, 2, 3]
+        assert norms.layers == [1, 2, 3, 5, 6, 7]
         assert norms.times == [*np.arange(0, 32, 1.0), *np.arange(32, 50, 1.0)]
-        assert {len(row) for row in norms.norms} == {3}
+        assert {len(row) for row in norms.norms} == {6}
         assert all(value > 0 for row in norms.norms for value in row)

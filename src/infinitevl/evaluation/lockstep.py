@@ -6,15 +6,16 @@ same frames one by one, so the answers are those of separate streams; tests hold
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.model.processing import IM_END, IM_START, SYSTEM, VISION_END, VISION_START
 from infinitevl.model.state import AttentionState, DeltaState, State
 from infinitevl.streaming.feeding import encode_frames, take_frames, take_text
+from infinitevl.streaming.session import Session
 from infinitevl.streaming.speaking import Speaker
 from infinitevl.streaming.text import Sampling
 
@@ -24,7 +25,7 @@ class Lockstep:
 
     def __init__(self, model: InfiniteVLForConditionalGeneration, streams: int, fps: float) -> None:
         self.model, self.fps, self.frames = model, fps, 0
-        self.first = 0  # frame of the open video
+        self.session = Session(fps)  # of all of them; never changed in place, since copies share it
         self.state = model.allocate_state(streams)
 
     @torch.inference_mode()
@@ -40,28 +41,26 @@ class Lockstep:
         while features.shape[1]:
             self._open_video()
             video, features = features.tensor_split([self._left(features.shape[1])], dim=1)
-            seconds = [self._seconds(self.frames + i) for i in range(video.shape[1])]
+            seconds = [self._seconds(i) for i in range(video.shape[1])]
             take_frames(model, self.state, video.flatten(1, 2), size, [seconds] * self.state.batch_size)
             self.frames += video.shape[1]
 
-    def _seconds(self, frame: int) -> float:
-        """From the first frame of the open video."""
-        return (frame - self.first) / self.fps
+    def _seconds(self, ahead: int) -> float:
+        """From the first frame of the open video to the one after `ahead` more."""
+        return (self.frames + ahead) / self.fps - self.session.start
 
     def _left(self, most: int) -> int:
         """How many of the next frames, `most` at most, belong to the open video."""
         ends = self.model.processor.settings.ends_video
-        return next((i for i in range(most) if ends(self._seconds(self.frames + i))), most)
+        return next((i for i in range(most) if ends(self._seconds(i))), most)
 
     def _open_video(self) -> None:
         """Unless one is open that goes on."""
-        if self.frames and self._left(1):
-            return
-        before = VISION_END if self.frames else f"{SYSTEM}{IM_START}user\n"
-        opening = self.model.processor.encode(f"{before}{VISION_START}")
-        take_text(self.model, self.state, [opening] * self.state.batch_size)
-        self.state.open_video()
-        self.first = self.frames
+        processor, at = self.model.processor, self.frames / self.fps
+        if before := self.session.before_frame(processor.settings, at):
+            take_text(self.model, self.state, [processor.encode(before)] * self.state.batch_size)
+            self.state.open_video()
+            self.session = replace(self.session, phase="video", start=at)
 
     def ask(self, questions: Sequence[str], max_new_tokens: int = 24) -> list[str]:
         """A greedy answer to every stream's own question. The streams are not changed."""
@@ -73,9 +72,8 @@ class Lockstep:
     def answer(self, questions: Sequence[str], max_new_tokens: int = 24) -> list[str]:
         """As `ask`, but questions and answers become part of these streams, which can see no more."""
         processor = self.model.processor
-        opening = processor.encode(VISION_END if self.frames else f"{SYSTEM}{IM_START}user\n")
-        closing = processor.encode(f"{IM_END}\n{IM_START}assistant\n")
-        rows = [[*opening, *processor.encode(question.strip(), special=False), *closing] for question in questions]
+        asked = [processor.encode(question.strip(), special=False) for question in questions]
+        rows = [self.session.asked(processor, tokens) for tokens in asked]
         speaker = Speaker(self.model, self.state, [Sampling()] * len(rows), self.model.end_tokens())
         first = speaker.first(take_text(self.model, self.state, rows))
         return processor.tokenizer.batch_decode(

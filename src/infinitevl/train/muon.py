@@ -57,8 +57,9 @@ class Muon(Optimizer):
 def orthogonal(x: Tensor) -> Tensor:
     """Matrices [..., m, n] with about the same singular vectors and singular values near 1, by Newton-Schulz in
     bfloat16 (on a CPU, where that is slow, in their own dtype)."""
-    wide, x = x.shape[-2] <= x.shape[-1], x if x.device.type == "cpu" else x.bfloat16()
-    y = x if wide else x.mT
+    wide = x.shape[-2] <= x.shape[-1]
+    y = x if x.device.type == "cpu" else x.bfloat16()
+    y = y if wide else y.mT
     y = y / y.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(STEPS):
