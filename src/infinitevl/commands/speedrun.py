@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import click
+import torch
 from rich.console import Console
 
 from infinitevl.commands import console, train
@@ -20,6 +21,7 @@ from infinitevl.errors import InfiniteVLError
 from infinitevl.evaluation.plan import QUICK, Plan
 from infinitevl.evaluation.results import Results
 from infinitevl.evaluation.run import evaluate_model
+from infinitevl.evaluation.sharing import rank_and_count
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.train import keeping, report
 from infinitevl.train.flops import countable, device_name, flops_per_token, peak
@@ -62,8 +64,8 @@ def run(recipe: str, changes: Sequence[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers complain in every worker
     model = run_recipe(job.recipe, job.out, job.settings)
     accelerator = accelerate()
+    found = evaluate(job, plan) if plan else None
     if accelerator.is_main_process:
-        found = evaluate(job, plan) if plan else None
         device = Device(device_name(model.device), accelerator.num_processes, peak(model.device))
         click.echo(str(report.write(make_report(job, model, found, device), job.out)))
     return 0
@@ -97,21 +99,24 @@ def evaluate(job: Job, plan: Plan) -> Evaluated:
 
 
 def evaluated(model: Path, plan: Plan, out: Path, workers: int) -> Results:
-    """The results in `out`, where they are of this plan and these weights; else evaluates."""
-    now = fingerprint(model)
+    """The results in `out`, where they are of this plan and these weights; else evaluates, in bfloat16 on a GPU.
+    Processes that were launched together share the work, and must all call it."""
+    now, (rank, _) = fingerprint(model), rank_and_count()
     if (out / RESULTS).is_file() and (out / FINGERPRINT).is_file() and (out / FINGERPRINT).read_text() == now:
         results = Results.from_json((out / RESULTS).read_text())
         if results.plan == plan:
             return results
     (out / FINGERPRINT).unlink(missing_ok=True)
-    loaded, name = console.load_model(str(model), None, None), model.parent.name
-    terminal = Console(stderr=True, highlight=False)
+    dtype = "bfloat16" if torch.cuda.is_available() else None
+    loaded, name = console.load_model(str(model), None, dtype), model.parent.name
+    terminal = Console(stderr=True, highlight=False, quiet=rank > 0)
     with terminal.status(f"evaluating {name}") as status:
         results = evaluate_model(
             loaded, plan, out, workers,
             lambda done, total, test: status.update(f"evaluating {name}: {test}, {done / total:.0%} of all frames"),
         )  # fmt: skip
-    keeping.replace(out / FINGERPRINT, lambda partial: partial.write_text(now))
+    if rank == 0:
+        keeping.replace(out / FINGERPRINT, lambda partial: partial.write_text(now))
     terminal.print(f"{name} evaluated in {report.clock(sum(results.seconds.values()))}")
     return results
 

@@ -12,7 +12,7 @@ from infinitevl.data.encode import Encoded, Encoder
 from infinitevl.data.forking import started
 from infinitevl.data.packing import Batch, fill_row, pack
 from infinitevl.data.sample import VIDEO_MARK, BadSample, Sample
-from infinitevl.data.streamworld.episodes import Episode, clip, episode, sample, text_questions
+from infinitevl.data.streamworld.episodes import Episode, clip, episode, sample, stream, text_questions
 from infinitevl.data.streamworld.layout import SHORTEST
 from infinitevl.data.streamworld.questions import Question
 from infinitevl.errors import InfiniteVLError
@@ -33,6 +33,8 @@ class Part:
     answers the key alone tells: all values are numbers, or all are words; rebound: in what share of these tests, of
     three cards and more, the key asked about first had another value before; clip: an episode that ends where its
     groups have something to ask, so that no text parts its frames: movement is seen in frames that follow each other.
+    endless: cards come all the time, keys with ever new values, one in 12 to 64 frames; `questions` are asked
+    together, after 24 to 512 frames without a word, again and again.
     during: from which part of the steps to which it comes, 0 the first and 1 the end; what else comes keeps its
     weight.
     """
@@ -45,6 +47,7 @@ class Part:
     at_end: bool = False
     rebound: float = 0.0
     clip: bool = False
+    endless: bool = False
     during: tuple[float, float] = (0.0, 1.0)
 
 
@@ -109,11 +112,19 @@ def world_sample(part: Part, rng: np.random.Generator, size: int) -> Sample:
         made = episode(seed, "train", frames=frames, cards=cards, updated=updated, asked=asked, alike=True, size=size)
     elif part.clip:
         made = clip(seed, "train", frames=part.frames, questions=part.questions, groups=part.groups, size=size)
+    elif part.endless:
+        asked = {"every": _drawn(rng, 24, 512), "questions": part.questions, "groups": part.groups}
+        made = stream(seed, "train", frames=frames, card_every=_drawn(rng, 12, 64), size=size, **asked).episode()
     else:
         made = sample(
             seed, "train", frames=frames, questions=part.questions, groups=part.groups, cards=part.cards, size=size
         )
     return conversation(made, made.questions)
+
+
+def _drawn(rng: np.random.Generator, least: int, most: int) -> int:
+    """Every order of magnitude as likely."""
+    return round(least * (most / least) ** rng.random())
 
 
 def conversation(made: Episode | None, questions: Sequence[Question]) -> Sample:

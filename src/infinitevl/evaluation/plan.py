@@ -12,6 +12,7 @@ CLIPS = {"read": 8, "see": 8, "move": 12}  # frames; leaving shows in no fewer t
 EPISODES, EPISODE_FRAMES, EPISODE_QUESTIONS = ("recall", "order"), 64, 4
 PLAIN, NARROW = Variant(), Variant("window / 4")
 RESET_WINDOWS, HALF_LIFE_WINDOWS = 64, 16  # of the memory, in long streams
+LONG_ROWS = 16  # long streams at a time, which as many processes can share
 MOST_GROWN = 16384  # tokens that a model whose state grows is shown
 
 
@@ -19,12 +20,12 @@ MOST_GROWN = 16384  # tokens that a model whose state grows is shown
 class Plan:
     """Sizes of an evaluation.
 
-    count: questions per accuracy; rows: most streams of a batch, whose states, with ablations, are up to ten times
-    as many; size: pixels a side of a frame; ages: of facts, in attention windows; facts: how many while the age
-    varies; loads: how many while the age is `load_age`; window_frames: frames that count as an attention window
-    (None: as many as fit; needed for a full-attention model); ablations: whether memory and window are tampered
-    with; long_tokens: length of the long streams (0: none), long_streams: how many, long_ages: of their facts,
-    asking: frames before a checkpoint in which questions are asked.
+    count: questions per accuracy; rows: most streams of a batch (of long streams LONG_ROWS), whose states, with
+    ablations, are up to ten times as many; size: pixels a side of a frame; ages: of facts, in attention windows;
+    facts: how many while the age varies; loads: how many while the age is `load_age`; window_frames: frames that
+    count as an attention window (None: as many as fit; needed for a full-attention model); ablations: whether memory
+    and window are tampered with; long_tokens: length of the long streams (0: none), long_streams: how many,
+    long_ages: of their facts, asking: frames before a checkpoint in which questions are asked.
     """
 
     count: int = 2000
@@ -65,6 +66,11 @@ class Run:
     def frames(self) -> int:
         """Of all streams."""
         return len(self.cast.seeds) * self.cast.show.length
+
+    @property
+    def work(self) -> int:
+        """Frames times models that watch them."""
+        return self.frames * (len(self.variants) + self.narrow)
 
 
 def runs(plan: Plan, window: int, grows: bool) -> list[Run]:
@@ -108,11 +114,15 @@ def _long(plan: Plan, window: int, tamper: bool, tokens: int) -> list[Run]:
     reset = Variant(f"reset every {RESET_WINDOWS} windows", every=RESET_WINDOWS * window)
     decay = Variant(f"half-life {HALF_LIFE_WINDOWS} windows", every=window, factor=0.5 ** (1 / HALF_LIFE_WINDOWS))
     marks = (*(2**i for i in range(show.length.bit_length())), show.length) if tamper else ()
-    return [Run(Cast(show, range(plan.long_streams)), (PLAIN, reset, decay) if tamper else (PLAIN,), marks=marks)]
+    variants = (PLAIN, reset, decay) if tamper else (PLAIN,)
+    return [Run(cast, variants, marks=marks) for cast in _casts(show, plan.long_streams, min(plan.rows, LONG_ROWS))]
 
 
 def _batches(
     plan: Plan, show: Show, streams: int, variants: tuple[Variant, ...] = (PLAIN,), narrow: bool = False
 ) -> list[Run]:
-    starts = range(0, streams, plan.rows)
-    return [Run(Cast(show, range(i, min(i + plan.rows, streams))), variants, narrow) for i in starts]
+    return [Run(cast, variants, narrow) for cast in _casts(show, streams, plan.rows)]
+
+
+def _casts(show: Show, streams: int, rows: int) -> list[Cast]:
+    return [Cast(show, range(i, min(i + rows, streams))) for i in range(0, streams, rows)]

@@ -4,6 +4,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -18,13 +19,23 @@ from infinitevl.evaluation.lockstep import Lockstep
 from infinitevl.evaluation.plan import NARROW, Plan, Run, runs
 from infinitevl.evaluation.results import Results, markdown, write
 from infinitevl.evaluation.scores import Ask, Cell, Tally
+from infinitevl.evaluation.sharing import gathered, rank_and_count, share
 from infinitevl.evaluation.shows import SPLIT
-from infinitevl.evaluation.watching import Pool, Watch, reach
+from infinitevl.evaluation.watching import Norm, Pool, Watch, mean_norms, reach
 from infinitevl.model.fp8 import precision
 from infinitevl.model.layers import Attention
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 
 Tell = Callable[[int, int, str], None]  # frames done, of so many, and the test
+
+
+@dataclass
+class Found:
+    """By one process. norms: each with the number of streams that it is the mean of; seconds: by test."""
+
+    tally: Tally = field(default_factory=Tally)
+    norms: list[tuple[Norm, int]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate_model(
@@ -34,33 +45,56 @@ def evaluate_model(
     workers: int = 0,
     tell: Tell = lambda done, total, test: None,
 ) -> Results:
-    """Stream the test split of StreamWorld and ask. workers: processes that make the frames (0: this one).
+    """Stream the test split of StreamWorld and ask.
 
-    out: a folder that gets results.json, results.md and, where matplotlib is installed, figures.
+    Processes that were launched together each do their share, if all call it with the same model on a device of
+    their own; each gets all results, whose seconds are means. out: a folder that gets results.json, results.md and,
+    where matplotlib is installed, figures. workers: processes of each that make the frames (0: itself); tell: of
+    its share.
     """
-    plan, model, tally = plan or Plan(), model.eval(), Tally()
+    plan, model = plan or Plan(), model.eval()
     results = Results(_described(model), plan, window_frames(model, plan))
-    with _timed(results, "text"):
-        _ask_texts(model, plan, tally)
-    todo = runs(plan, results.window_frames, _grows(model))
+    rank, count = rank_and_count()
+    todo = share(runs(plan, results.window_frames, _grows(model)), rank, count)
+    mine = Found()
+    if rank == 0:
+        with _timed(mine, "text"):
+            _ask_texts(model, plan, mine.tally)
+    _watch(model, plan, todo, mine, workers, tell)
+    _join(results, gathered(mine))
+    if out and rank == 0:
+        save(results, out)
+    return results
+
+
+def _watch(
+    model: InfiniteVLForConditionalGeneration, plan: Plan, todo: list[Run], found: Found, workers: int, tell: Tell
+) -> None:
     pieces = feed([run.cast for run in todo], workers, model.device)
     narrow = narrowed(model) if any(run.narrow for run in todo) else None
     done, total = 0, sum(run.frames for run in todo)
     for run in todo:
         name = run.cast.show.name
-        with _timed(results, name):
-            watches = _watches(run, model, narrow, tally, plan.rows)
+        with _timed(found, name):
+            watches = _watches(run, model, narrow, found.tally, plan.rows)
             for frames, notes in islice(pieces, len(run.cast.starts())):
                 for watch in watches:
                     watch.see(frames, notes)
                 tell(done := done + frames.shape[0] * frames.shape[1], total, name)
             for watch in watches:
                 watch.pool.flush()
-        results.norms += watches[0].norms
+        found.norms += [(norm, len(run.cast.seeds)) for norm in watches[0].norms]
+
+
+def _join(results: Results, parts: list[Found]) -> None:
+    """What all processes found."""
+    tally = Tally()
+    for part in parts:
+        tally.add(part.tally)
+        for name, seconds in part.seconds.items():
+            results.seconds[name] = results.seconds.get(name, 0.0) + seconds / len(parts)
+    results.norms = mean_norms([norm for part in parts for norm in part.norms])
     results.cells, results.kinds, results.held_out = tally.cells(), tally.kinds(), tally.held_out()
-    if out:
-        save(results, out)
-    return results
 
 
 def save(results: Results, out: Path) -> None:
@@ -138,7 +172,7 @@ def _described(model: InfiniteVLForConditionalGeneration) -> dict[str, Any]:
 
 
 @contextmanager
-def _timed(results: Results, name: str) -> Iterator[None]:
+def _timed(found: Found, name: str) -> Iterator[None]:
     began = perf_counter()
     yield
-    results.seconds[name] = results.seconds.get(name, 0.0) + perf_counter() - began
+    found.seconds[name] = found.seconds.get(name, 0.0) + perf_counter() - began

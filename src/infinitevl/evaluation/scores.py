@@ -82,6 +82,11 @@ class Tally:
         score = self._scores.setdefault((ask.cell, question.kind, question.held_out), Score())
         score.add(Score(1, correct(answer, question), question.chance, question.age))
 
+    def add(self, other: "Tally") -> None:
+        """Count the other's answers, too."""
+        for key, score in other._scores.items():
+            self._scores.setdefault(key, Score()).add(score)
+
     def cells(self) -> list[Line]:
         """A line for each cell."""
         return _lines((cell, None, None, score) for (cell, _, _), score in self._scores.items())

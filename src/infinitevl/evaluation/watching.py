@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
+import numpy as np
 from torch import Tensor
 
 from infinitevl.data.streamworld.episodes import FPS
@@ -38,6 +39,17 @@ class Norm:
     variant: str
     frames: int
     layers: list[float]
+
+
+def mean_norms(found: Sequence[tuple[Norm, int]]) -> list[Norm]:
+    """Of norms, each with its number of streams: one for each variant and number of frames, in order."""
+    groups: dict[tuple[str, int], list[tuple[Norm, int]]] = {}
+    for norm, streams in found:
+        groups.setdefault((norm.variant, norm.frames), []).append((norm, streams))
+    return [
+        Norm(*key, np.average([n.layers for n, _ in group], axis=0, weights=[s for _, s in group]).tolist())
+        for key, group in groups.items()
+    ]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from infinitevl.train.adapters import add_adapters
 from infinitevl.train.recipes import Recipe
 from infinitevl.train.stages import Objective, Stage, select
 
+LONGEST_ROW = 8192  # that is counted: masked products of more take much memory, and what is masked away counts
+
 
 def peak(device: torch.device) -> float | None:
     """FLOP/s of one device in bfloat16; None where they are not known."""
@@ -28,7 +30,8 @@ def flops_per_token(
     student: InfiniteVLForConditionalGeneration,
     teacher: InfiniteVLForConditionalGeneration | None,
 ) -> float:
-    """Of a forward and a backward pass over one row of the stage, its frames and the teacher's pass included.
+    """Of a forward and a backward pass over one row of the stage, its frames and the teacher's pass included; of long
+    rows, over the first LONGEST_ROW tokens that their shorter episodes fill.
 
     Both models are on the CPU, since fused kernels are not counted. Products of matrices and convolutions are counted
     as they run, with what is masked away and what the losses compute again for the backward pass; the stage's
@@ -54,6 +57,7 @@ def one_row(recipe: Recipe, stage: Stage, student: InfiniteVLForConditionalGener
     """Of a countable stage's episodes."""
     parts: Any = stage.data
     pixels = recipe.size**2
-    encoder = Encoder(student.processor, student.config, max_tokens=stage.tokens, min_pixels=pixels, max_pixels=pixels)
-    data = WorldBatches(parts, encoder, rows=1, tokens=stage.tokens, steps=1, seed=recipe.seed, size=recipe.size)
+    tokens = min(stage.tokens, LONGEST_ROW)
+    encoder = Encoder(student.processor, student.config, max_tokens=tokens, min_pixels=pixels, max_pixels=pixels)
+    data = WorldBatches(parts, encoder, rows=1, tokens=tokens, steps=1, seed=recipe.seed, size=recipe.size)
     return data[0]

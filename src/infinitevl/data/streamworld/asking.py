@@ -73,9 +73,10 @@ def scattered(rng: np.random.Generator, frames: int, questions: int, groups: tup
     return [(int(time), groups[g]) for time, g in zip(times, order[:questions], strict=True)]
 
 
-def regular(rng: np.random.Generator, every: int, groups: tuple[str, ...]) -> Iterator[Due]:
-    """One question somewhere in each `every` frames, for ever."""
+def regular(rng: np.random.Generator, every: int, groups: tuple[str, ...], questions: int = 1) -> Iterator[Due]:
+    """So many questions together somewhere in each `every` frames, for ever."""
     start = 0
     while True:
-        yield start + int(rng.integers(every)), groups[rng.integers(len(groups))]
+        frame = start + int(rng.integers(every))
+        yield from ((frame, groups[i]) for i in rng.integers(len(groups), size=questions))
         start += every

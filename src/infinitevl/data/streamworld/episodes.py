@@ -142,23 +142,25 @@ def stream(
     seed: int,
     split: Split,
     *,
+    frames: int | None = None,
     every: int = 16,
+    questions: int = 1,
     groups: tuple[str, ...] = GROUPS,
     card_every: int = 32,
     size: int = UNIT,
     fps: float = FPS,
     scene_frames: tuple[int, int] = SCENE_FRAMES,
 ) -> Play:
-    """A stream without end, in constant memory: a question in each `every` frames, a card in `card_every`.
+    """A stream without end, in constant memory: `questions` together in each `every` frames, a card in `card_every`.
 
-    Keys of cards come again with new values. Recall questions are about cards of all ages, as far back as
-    the stream goes.
+    frames: of those that are played. Keys of cards come again with new values. Recall questions are about cards of
+    all ages, as far back as the stream goes.
     """
     _check_groups(groups)
     plan = endless(seed, split, card_every, (SHORTEST, LONGEST))
     world = World(seed, split, size=size, scene_frames=scene_frames, cards=plan)
     rng = generator(seed, split, ASKING)
-    return Play(world, Asker(world, regular(rng, every, groups), rng, fps).step, fps, None)
+    return Play(world, Asker(world, regular(rng, every, groups, questions), rng, fps).step, fps, frames)
 
 
 def recall(
