@@ -8,7 +8,7 @@ import torch
 
 from helpers import Model, assert_same_state, text_ids, tiny_model
 from infinitevl.model import graphs
-from infinitevl.model.graphs import Desk, Graphs, replays
+from infinitevl.model.graphs import DESKS, Desk, Graphs, replays
 from infinitevl.model.state import State
 from infinitevl.streaming.feeding import PIECES, piece_of, take_text
 
@@ -124,6 +124,24 @@ def test_a_state_that_is_gone_is_not_kept(model: Model):
     before = second.fork()
     desk.seat(second)
     assert_same_state(second, before)
+
+
+def test_few_batch_sizes_have_desks(model: Model, kept: Graphs):
+    """The oldest goes with its graphs; whose state lay there goes on elsewhere."""
+
+    def count(state: State) -> None:
+        state.count.add_(1)
+
+    states = [model.allocate_state(size) for size in range(1, DESKS + 3)]
+    kept.limit = 100
+    for _ in range(2):
+        for state in states:
+            kept.run(model, "count", count, (), state)
+            assert len(kept._desks) == len(kept) <= DESKS
+    assert Recorded.made == 2 * len(states)
+    assert [state.count.tolist() for state in states] == [[2] * state.batch_size for state in states]
+    kept.run(model, "count", count, (), states[-1])
+    assert Recorded.made == 2 * len(states)
 
 
 def test_a_graph_per_function_and_shape(model: Model, kept: Graphs):

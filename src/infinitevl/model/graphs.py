@@ -31,6 +31,7 @@ from infinitevl.model.state import AttentionState, State
 from infinitevl.model.transfer import pinned, to_device
 
 GRAPHS = 48  # that are kept; each holds its inputs, outputs and launches
+DESKS = 8  # batch sizes whose states graphs know; each desk holds a state
 WARMUPS = 2
 PLAIN = ("eager", "reference")  # backends that stand for themselves in comparisons, launches and all
 
@@ -145,12 +146,13 @@ class Graph:
 
 
 class Graphs:
-    """The graphs of a model, by what they do; the one that was not used for longest goes when there are too many."""
+    """The graphs of a model, by what they do, and their desks, by batch size; of both, the one that was not used for
+    longest goes when there are too many, a desk with its graphs."""
 
     def __init__(self, limit: int = GRAPHS) -> None:
         self.limit = limit
-        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
-        self._desks: dict[int, Desk] = {}
+        self._graphs: OrderedDict[tuple[Hashable, ...], Graph] = OrderedDict()
+        self._desks: OrderedDict[int, Desk] = OrderedDict()
         self._lanes: dict[bool, Lane] = {}  # whether beside the caller's stream
         self._read: Any = None  # when the last result from beside had been copied
         self._lock = threading.RLock()
@@ -172,9 +174,9 @@ class Graphs:
             there = None if state is None else self._place(state)
             at = None if there is None else (there.place, there.batch_size)
             aside = True in self._lanes and self._lanes[True].stream == torch.cuda.current_stream()
-            key = key, at, aside, shapes, ops.preferred(), model.lm_head.weight.data_ptr()
-            graph = self._graphs.get(key) or self._capture(key, function, inputs, there, self._lane(aside))
-            self._graphs.move_to_end(key)
+            known = key, at, aside, shapes, ops.preferred(), model.lm_head.weight.data_ptr()
+            graph = self._graphs.get(known) or self._capture(known, function, inputs, there, self._lane(aside))
+            self._graphs.move_to_end(known)
             if state is not None:
                 state.bound += graph.tokens
             found = graph(inputs, None if state is None else state.slots)
@@ -206,12 +208,27 @@ class Graphs:
     def _seat(self, state: State) -> Desk:
         desk = self._desks.get(state.batch_size)
         if desk is None:
+            while len(self._desks) >= DESKS:
+                self._clear_oldest()
             desk = self._desks[state.batch_size] = Desk(state)
+        self._desks.move_to_end(state.batch_size)
         desk.seat(state)
         return desk
 
+    def _clear_oldest(self) -> None:
+        """Who lies on that desk keeps its tensors."""
+        _, desk = self._desks.popitem(last=False)
+        at = desk.state.place, desk.state.batch_size
+        for key in [key for key in self._graphs if key[1] == at]:
+            del self._graphs[key]
+
     def _capture(
-        self, key: Hashable, function: Function, inputs: tuple[Tensor, ...], state: State | None, lane: Lane
+        self,
+        key: tuple[Hashable, ...],
+        function: Function,
+        inputs: tuple[Tensor, ...],
+        state: State | None,
+        lane: Lane,
     ) -> Graph:
         while len(self._graphs) >= self.limit:
             self._graphs.popitem(last=False)
