@@ -138,10 +138,8 @@ def _products_kernel(
     q, k, a, b, A_log, dt_bias, slots, lengths, a_out, p_out, factors, T, a_stride, b_stride,
     H: tl.constexpr, K: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Of a chunk and head, the first program makes A, the second P."""
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    """Of a chunk and head, the first program makes A, the second P. What is read before `gdc_wait` is older than the
+    convolution, which waited for it."""
     row, head, n = tl.program_id(2).to(tl.int64), tl.program_id(1) % H, tl.program_id(1) // H
     slot, length = place(slots, lengths, row, T)
     if (slot < 0) | (n * CHUNK >= length):
@@ -152,9 +150,12 @@ def _products_kernel(
     strength, gate = gates(a, b, A_log + head, dt_bias + head, at < length)
     cells = (chunk * CHUNK + i[:, None]) * K + tl.arange(0, K)[None, :]
     square = chunk * CHUNK * CHUNK + i[:, None] * CHUNK + i[None, :]
+    between, entering, leaving, carried = decays(gate, None, row, n * CHUNK, length, T)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     key = tl.load(k + cells)
     key_norm = inverse_norm(key)
-    between, entering, leaving, carried = decays(gate, None, row, n * CHUNK, length, T)
     factor = factors + chunk * 4 * CHUNK + i
     dtype = k.dtype.element_ty
     if tl.program_id(0) == 0:

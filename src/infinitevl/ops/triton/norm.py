@@ -26,29 +26,34 @@ def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tenso
 def norm_real_tokens(
     x: Tensor, gate: Tensor, weight: Tensor, eps: float, slots: Tensor | None, lengths: Tensor | None
 ) -> Tensor:
-    """Gated RMSNorm of x [B, T, H, V] in place; zeros where there is padding and in rows with a negative slot."""
-    _launch(x, gate, weight, eps, slots, lengths, x)
+    """Gated RMSNorm of x [B, T, H, V] in place; zeros where there is padding and in rows with a negative slot.
+
+    The gate is older than the kernel that makes x: it was there when that began, and is read before x is ready.
+    """
+    _launch(x, gate, weight, eps, slots, lengths, x, ahead=True)
     return x
 
 
-def _launch(x: Tensor, gate: Tensor, weight: Tensor, eps: float, slots, lengths, out: Tensor) -> None:
-    """x, gate: [B, T, H, V], the tokens of all rows at one stride."""
+def _launch(
+    x: Tensor, gate: Tensor, weight: Tensor, eps: float, slots, lengths, out: Tensor, ahead: bool = False
+) -> None:
+    """x, gate: [B, T, H, V], the tokens of all rows at one stride. ahead: the gate may be read before `gdc_wait`."""
     batch, time, heads, width = x.shape
     rows = batch * time * heads
     early, options = launches(x)
     with torch.cuda.device_of(x):
         _norm_kernel[(triton.cdiv(rows, ROWS),)](
             x, gate, weight, slots, lengths, out, rows, time, heads, *x.stride()[1:3], *gate.stride()[1:3], eps,
-            V=width, BLOCK=triton.next_power_of_2(width), ROWS=ROWS, EARLY=early, **options,
+            V=width, BLOCK=triton.next_power_of_2(width), ROWS=ROWS, EARLY=early, AHEAD=early and ahead, **options,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows", "T"])
 def _norm_kernel(
     x, gate, weight, slots, lengths, out, rows, T, heads, x_n, x_h, gate_n, gate_h, eps,
-    V: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, EARLY: tl.constexpr,
+    V: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    if EARLY:
+    if EARLY and not AHEAD:
         gdc_wait()
         gdc_launch_dependents()
     row, column = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
@@ -59,9 +64,12 @@ def _norm_kernel(
     if slots is not None:
         real = real & (tl.load(slots + n // T, mask=real, other=-1) >= 0)
     mask = real[:, None] & (column < V)[None, :]
-    y = tl.load(x + (n * x_n + h * x_h)[:, None] + column[None, :], mask=mask, other=0.0).to(tl.float32)
     z = tl.load(gate + (n * gate_n + h * gate_h)[:, None] + column[None, :], mask=mask, other=0.0).to(tl.float32)
     w = tl.load(weight + column, mask=column < V, other=0.0).to(tl.float32)
+    if AHEAD:
+        gdc_wait()
+        gdc_launch_dependents()
+    y = tl.load(x + (n * x_n + h * x_h)[:, None] + column[None, :], mask=mask, other=0.0).to(tl.float32)
     y *= tl.rsqrt(tl.sum(y * y, 1) / V + eps)[:, None] * w[None, :]
     tl.store(
         out + row[:, None] * V + column[None, :],
