@@ -140,6 +140,8 @@ def _products_kernel(
 ):  # fmt: skip
     """Of a chunk and head, the first program makes A, the second P. What is read before `gdc_wait` is older than the
     convolution, which waited for it."""
+    if EARLY:
+        gdc_launch_dependents()
     row, head, n = tl.program_id(2).to(tl.int64), tl.program_id(1) % H, tl.program_id(1) // H
     slot, length = place(slots, lengths, row, T)
     if (slot < 0) | (n * CHUNK >= length):
@@ -153,7 +155,6 @@ def _products_kernel(
     between, entering, leaving, carried = decays(gate, None, row, n * CHUNK, length, T)
     if EARLY:
         gdc_wait()
-        gdc_launch_dependents()
     key = tl.load(k + cells)
     key_norm = inverse_norm(key)
     factor = factors + chunk * 4 * CHUNK + i

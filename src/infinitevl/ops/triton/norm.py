@@ -8,7 +8,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from infinitevl.ops.triton.launch import launches
 
-ROWS = 8  # of a program
+ROWS = 4  # of a program
 
 
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:

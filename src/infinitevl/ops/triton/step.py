@@ -76,7 +76,7 @@ def _step_kernel(
         tl.store(out + o_row + columns, tl.zeros((BLOCK_V,), out.dtype.element_ty))
         return
     at += columns[None, :]
-    state = tl.load(at)
+    state = tl.load(at, eviction_policy="evict_first")  # nobody reads it again before the next token
 
     q_at, k_at, v_at = head * K + keys, (heads + head) * K + keys, 2 * heads * K + head * V + columns
     channels = heads * (2 * K + V)
@@ -103,7 +103,7 @@ def _step_kernel(
     blocks = tl.num_programs(0)
     arrived += slot * heads + head
     last = tl.atomic_add(arrived, 1, sem="acq_rel") == blocks - 1
-    tl.store(at, state + k_t[:, None] * written[None, :])
+    tl.store(at, state + k_t[:, None] * written[None, :], eviction_policy="evict_first")
     _shift(v_in, tail + v_at, channels)
     if last:
         tl.store(arrived, 0)
