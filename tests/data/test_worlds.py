@@ -189,6 +189,26 @@ def test_pairs_are_two_cards():
         assert len(told.messages) == 4 and told.messages[1] != told.messages[3]
 
 
+def test_endless_streams_are_asked_together_about_now_and_long_ago(monkeypatch: pytest.MonkeyPatch):
+    """After stretches without a word of many lengths, while keys get ever new values."""
+    kept = list[Episode]()
+    monkeypatch.setattr(worlds, "conversation", lambda made, asked: kept.append(made) or conversation(made, asked))
+    part = Part(1, frames=(300, 400), questions=6, groups=(*VISUAL, "card", "updated"), endless=True)
+    for seed in range(6):
+        told = world_sample(part, np.random.default_rng(seed), SIZE)
+        assert len(told.messages) == 2 * len(kept[-1].questions)
+    assert all(300 <= len(made.frames) <= 400 for made in kept)
+    silent = [len(video) for made in kept for video in conversation(made, made.questions).videos]
+    assert max(silent) > 100 and min(silent) < 10
+    asked = [[q.group for q in made.questions if q.frame == frame] for made in kept for frame in range(400)]
+    together = [groups for groups in asked if len(groups) > 1]
+    assert len(together) > 10
+    assert any(set(groups) & set(VISUAL) and "recall" in groups for groups in together)
+    rebound = [len(made.cards) - len({card.key for card in made.cards}) for made in kept]
+    assert np.mean(rebound) > 1
+    assert len({round(len(made.cards) / len(made.frames), 2) for made in kept}) > 3
+
+
 def test_a_part_comes_during_its_steps():
     text = Part(1.0, groups=("text",), during=(0.5, 1.0))
     parts = (Part(1.0, frames=(1, 2), during=(0.0, 0.5)), text, Part(0.2, frames=(1, 2), groups=("read",)))

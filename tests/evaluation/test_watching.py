@@ -10,7 +10,7 @@ from infinitevl.evaluation.lockstep import Lockstep
 from infinitevl.evaluation.plan import PLAIN
 from infinitevl.evaluation.run import narrowed
 from infinitevl.evaluation.scores import Ask, Cell, Tally
-from infinitevl.evaluation.watching import Pool, Variant, Watch, reach
+from infinitevl.evaluation.watching import Norm, Pool, Variant, Watch, mean_norms, reach
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 from infinitevl.model.random_model import random_model
 
@@ -147,3 +147,8 @@ def test_a_narrow_model():
     assert narrow.processor.encode("x")
     attention = narrow.model.language_model.layers[0].self_attn
     assert attention.window == 16
+
+
+def test_norms_of_batches_are_means_over_streams():
+    found = [(Norm("a", 8, [1.0, 4.0]), 3), (Norm("b", 8, [5.0]), 2), (Norm("a", 8, [2.0, 0.0]), 1)]
+    assert mean_norms(found) == [Norm("a", 8, [1.25, 3.0]), Norm("b", 8, [5.0])]

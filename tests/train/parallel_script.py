@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from train_kit import Listed, clip, encoder, small_model, small_teacher, stage, 
 
 from infinitevl.data.encode import Encoded
 from infinitevl.data.packing import Batch, pack
+from infinitevl.evaluation import figures
+from infinitevl.evaluation.plan import QUICK
+from infinitevl.evaluation.run import evaluate_model
+from infinitevl.model.random_model import random_model
 from infinitevl.train import curves, loop
 from infinitevl.train.loop import Settings, train_stage
 from infinitevl.train.stages import Stage
@@ -73,6 +78,13 @@ def killed(name: str, out: Path) -> None:
     assert (out / name / "checkpoint.pt").exists()
 
 
+def evaluate(out: Path) -> None:
+    """A model of random weights, small tests."""
+    model = random_model(0, num_hidden_layers=2, layer_types=KINDS[:2], sliding_window=48)
+    plan = replace(QUICK, count=4, ages=(0.5, 1), facts=2, loads=(), long_tokens=512, long_ages=(1,), asking=16)
+    evaluate_model(model, replace(plan, rows=2, long_streams=3), out / "evaluation")
+
+
 def shard() -> None:
     """FSDP2 from now on; by its environment accelerate starts it on GPUs alone."""
     loop.accelerate()
@@ -86,9 +98,10 @@ def shard() -> None:
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
-    curves.find_spec, loop.LOGGERS = lambda name: None, ()  # neither is of interest
+    curves.find_spec, loop.LOGGERS, figures.find_spec = lambda name: None, (), lambda name: None  # of no interest
     for kind in ("ddp", "fsdp"):
         if kind == "fsdp":
+            evaluate(out / "ddp")
             shard()
         killed("cross_entropy", out / kind)
         for name in CASES:

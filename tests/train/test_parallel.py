@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel_script import CASES, KINDS, Dealt, train
+from parallel_script import CASES, KINDS, Dealt, evaluate, train
 from safetensors.torch import load_file
 from train_kit import small_model, stage
 
 import infinitevl
 from infinitevl.errors import InfiniteVLError
+from infinitevl.evaluation.results import Results
 from infinitevl.train import loop
 from infinitevl.train.keeping import CHECKPOINT, METRICS, read_metrics, save_checkpoint
 from infinitevl.train.loop import Settings, train_stage
@@ -52,6 +53,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("infinitevl.train.curves.find_spec", lambda name: None)
         patched.setattr(loop, "LOGGERS", ())
+        patched.setattr("infinitevl.evaluation.figures.find_spec", lambda name: None)
+        evaluate(out / "one")
         for name in CASES:
             train(name, out / "one")
     return out
@@ -71,6 +74,19 @@ def test_as_one_process(runs: Path, kind: str, name: str):
     distance, size = (float(sum(part).sqrt()) for part in zip(*squares, strict=True))
     assert distance <= 1e-5 * size
     assert not (runs / kind / name / CHECKPOINT).exists()
+
+
+def test_an_evaluation_is_shared(runs: Path):
+    """Every question is asked once, by one of the processes; each watches some of the streams."""
+    mine, theirs = (
+        Results.from_json((runs / which / "evaluation/results.json").read_text()) for which in ("ddp", "one")
+    )
+    assert sum(line.asked for line in mine.cells) > 60
+    assert (mine.cells, mine.kinds, mine.held_out) == (theirs.cells, theirs.kinds, theirs.held_out)
+    assert len(mine.norms) == len(theirs.norms) > 10
+    for found, expected in zip(mine.norms, theirs.norms, strict=True):
+        assert (found.variant, found.frames) == (expected.variant, expected.frames)
+        assert found.layers == pytest.approx(expected.layers, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])

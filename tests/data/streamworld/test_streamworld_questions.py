@@ -336,6 +336,12 @@ def test_a_stream_without_end_asks_about_the_far_past_in_constant_memory() -> No
         play.episode()
 
 
+def test_a_stream_may_end_and_ask_many_questions_together() -> None:
+    made = stream(3, "train", frames=90, every=30, questions=4, groups=("see",)).episode()
+    assert len(made.frames) == 90 and len(made.questions) >= 8
+    assert max(Counter(question.frame for question in made.questions).values()) >= 3
+
+
 def test_a_stream_shows_the_frames_of_its_world() -> None:
     play = stream(6, "validation", card_every=32)
     ticks = [tick for tick, _ in zip(play, range(70), strict=False)]
