@@ -68,7 +68,7 @@ def _scaled(parts: tuple[Part, ...], total: float) -> tuple[Part, ...]:
 
 
 def nano() -> Recipe:
-    """14 million parameters, window 256: 410 million tokens. The model in the box took more steps, see its card."""
+    """14 million parameters, window 256: 400 million tokens. The model in the box took more steps, see its card."""
     rows, tokens = 96, 1920
     return Recipe(
         name="nano",
