@@ -340,7 +340,8 @@ def speedrun(recipe: str, changes: tuple[str, ...]) -> int:
     sft.steps=200        and whatever `infinitevl train` knows
 
     Writes OUT/report.md, report.json and losses.png next to what `infinitevl train` writes; OUT/eval has the test of
-    the last model, OUT/teacher/eval and OUT/sft/eval what the student is compared by.
+    the last model, OUT/teacher/eval and OUT/sft/eval what the student is compared by. Under `accelerate launch`
+    processes share training and test.
     """
     from infinitevl.commands.speedrun import run
 

@@ -11,7 +11,7 @@ from infinitevl.data.encode import IGNORED
 from infinitevl.data.files import FilePart
 from infinitevl.data.worlds import Part
 from infinitevl.train import report
-from infinitevl.train.flops import countable, flops_per_token, one_row, peak
+from infinitevl.train.flops import LONGEST_ROW, countable, flops_per_token, one_row, peak
 from infinitevl.train.keeping import METRICS, Point
 from infinitevl.train.pipeline import new_teacher
 from infinitevl.train.recipes import Recipe, micro
@@ -108,6 +108,7 @@ def test_operations_are_those_counted_by_hand(tmp_path: Path):
     assert found == pytest.approx((6 * weights * stage.tokens + attention + head) / batch.tokens, rel=0.01)
 
     assert flops_per_token(recipe, replace(stage, trains="language"), model, None) == pytest.approx(found, rel=0.01)
+    assert one_row(recipe, replace(stage, tokens=4 * LONGEST_ROW), model).ids.shape == (1, LONGEST_ROW)
     assert countable(stage)
     assert not countable(replace(stage, data=(FilePart(1.0, "nowhere"),)))
 

@@ -153,8 +153,8 @@ def stream(
 ) -> Play:
     """A stream without end, in constant memory: `questions` together in each `every` frames, a card in `card_every`.
 
-    frames: of those that are played. Keys of cards come again with new values. Recall questions are about cards of
-    all ages, as far back as the stream goes.
+    frames: after so many it is no longer played. Keys of cards come again with new values. Recall questions are about
+    cards of all ages, as far back as the stream goes.
     """
     _check_groups(groups)
     plan = endless(seed, split, card_every, (SHORTEST, LONGEST))
