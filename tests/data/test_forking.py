@@ -2,11 +2,16 @@
 
 import gc
 import weakref
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from infinitevl.data.forking import started
+from infinitevl.evaluation.feeding import Cast, feed
+from infinitevl.evaluation.shows import Shown
 
 FREED: list[str] = []
 
@@ -20,24 +25,45 @@ class Held:
 
 
 class Collected(Dataset):
-    """What a worker frees when it collects."""
+    """How many a worker frees when it collects."""
 
-    def __getitem__(self, number: int) -> list[str]:
+    def __getitem__(self, number: int) -> int:
         gc.collect()
-        return list(FREED)
+        return len(FREED)
 
 
-@pytest.mark.parametrize("start", [iter, started])
-def test_a_worker_does_not_collect_it(start):
+class CollectedShow:
+    """The same as the brightness of frames."""
+
+    name, size, length = "collected", 28, 2
+
+    def play(self, seed: int) -> Iterator[Shown]:
+        for number in range(self.length):
+            yield Shown(np.full((28, 28, 3), Collected()[number], np.uint8))
+
+
+@pytest.fixture
+def garbage() -> Iterator[None]:
     FREED.clear()
     gc.collect()
     gc.disable()
     try:
-        Held()  # garbage already
-        items = start(DataLoader(Collected(), batch_size=None, sampler=range(2), num_workers=1))
-        assert list(items) == [["freed"] * (start is iter)] * 2
+        Held()
+        yield
         assert not FREED
         gc.collect()
         assert FREED == ["freed"], "this process still collects it"
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("start", [iter, started])
+def test_a_worker_does_not_collect_it(start: Callable, garbage: None):
+    items = start(DataLoader(Collected(), batch_size=None, sampler=range(2), num_workers=1))
+    assert list(items) == [int(start is iter)] * 2
+
+
+def test_nor_does_one_that_plays_streams(garbage: None):
+    pieces = list(feed([Cast(CollectedShow(), range(1))], 1, torch.device("cpu")))
+    assert torch.cat([frames for frames, _ in pieces]).shape[1] == 2
+    assert not any(frames.any() for frames, _ in pieces)

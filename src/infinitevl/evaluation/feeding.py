@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from infinitevl.data.forking import started
 from infinitevl.evaluation.scores import Ask
 from infinitevl.evaluation.shows import Show, Shown
 
@@ -47,7 +48,7 @@ def feed(casts: Sequence[Cast], workers: int, device: torch.device) -> Iterator[
     loader = DataLoader(
         _Shares(casts, shares), batch_size=None, num_workers=workers, collate_fn=_as_it_is, pin_memory=pin
     )
-    shared = iter(loader)  # of each worker in turn
+    shared = started(loader)  # of each worker in turn
     while parts := list(islice(shared, shares)):
         notes = Notes()
         for _, (asks, edges) in parts:

@@ -49,7 +49,7 @@ LOGGERS = ("tensorboard", "wandb")  # those that are installed are told
 REMEMBERED = 100  # losses that tell what is usual
 EXPLODED = 20.0  # times the median of these, and
 ALWAYS_FINE = 10.0  # above what any start has: the loss of a good model may well jump from 0.01 to 0.3
-MANY = 400  # steps that save more than the minute that compiling takes
+MANY = 20e6  # tokens of a process that save more than the minute that compiling takes
 
 UNSEEN = torch.zeros(1, 28, 28, 3, dtype=torch.uint8)  # a frame of no token of the batch
 
@@ -216,8 +216,10 @@ class _Run:
                 yield point
 
     def _compiled(self) -> AbstractContextManager[None]:
-        """Blocks are compiled on a GPU, where many steps pay for it, but not those that FSDP shards."""
-        pays = self.accelerator.device.type == "cuda" and self.stage.steps >= MANY
+        """Blocks are compiled on a GPU, where many tokens pay for it, but not those that FSDP shards."""
+        stage, processes = self.stage, self.accelerator.num_processes
+        tokens = stage.steps * stage.accumulate * stage.rows * stage.tokens / processes
+        pays = self.accelerator.device.type == "cuda" and tokens >= MANY
         if not pays or self.accelerator.is_fsdp2:
             return nullcontext()
         return compiled_blocks(*(model for model in (self.student, self.teacher) if model is not None))

@@ -68,8 +68,8 @@ def _scaled(parts: tuple[Part, ...], total: float) -> tuple[Part, ...]:
 
 
 def nano() -> Recipe:
-    """14 million parameters, window 256: 400 million tokens. The model in the box took more steps, see its card."""
-    rows, tokens = 96, 1920
+    """14 million parameters, window 256: 440 million tokens. The model in the box took more steps, see its card."""
+    rows, tokens = 48, 1920
     return Recipe(
         name="nano",
         text={
@@ -85,11 +85,11 @@ def nano() -> Recipe:
         window=256,
         video_seconds=5.0,
         stages=(
-            Stage(TEACHER, "cross_entropy", "all", EVERYTHING, 1100, rows, tokens, 2e-3, "muon"),
-            Stage("layerwise", "layerwise", "delta", EVERYTHING, 60, rows, tokens, 2e-3, "muon"),
-            Stage("distillation", "distillation", "delta", EVERYTHING, 400, rows, tokens, 2e-3, "muon"),
+            Stage(TEACHER, "cross_entropy", "all", EVERYTHING, 2800, rows, tokens, 2e-3, "muon"),
+            Stage("layerwise", "layerwise", "delta", EVERYTHING, 100, rows, tokens, 2e-3, "muon"),
+            Stage("distillation", "distillation", "delta", EVERYTHING, 800, rows, tokens, 2e-3, "muon"),
             Stage("sft", "cross_entropy", "language", EVERYTHING, 400, rows, tokens, 1.5e-3, "muon"),
-            Stage("long", "cross_entropy", "all", (*LONG, *_scaled(EVERYTHING, 4.0)), 400, 4, 32_768, 1e-3, "muon"),
+            Stage("long", "cross_entropy", "all", (*LONG, *_scaled(EVERYTHING, 4.0)), 500, 4, 32_768, 1e-3, "muon"),
         ),
     )  # fmt: skip
 
