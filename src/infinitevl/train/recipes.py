@@ -95,10 +95,10 @@ def nano() -> Recipe:
 
 
 def micro() -> Recipe:
-    """Everything of nano in minutes on two CPU cores: it learns to handle words, and begins to see."""
+    """Everything of nano in minutes on two CPU cores: it learns to handle words, and to see colours."""
     rows, tokens = 4, 512
-    words = Part(0.75, questions=8, groups=("text",))
-    short = (words, Part(0.25, frames=(1, 2), questions=8, groups=("sign_place", "place", "count")))
+    words = Part(0.4, questions=8, groups=("text",))
+    short = (words, Part(0.6, frames=(1, 2), questions=8, groups=("colour", "colour", "colour", "see")))
     return Recipe(
         name="micro",
         text={
@@ -111,10 +111,10 @@ def micro() -> Recipe:
         },
         window=64,
         stages=(
-            Stage(TEACHER, "cross_entropy", "all", short, 500, rows, tokens, 5e-3, "muon"),
-            Stage("layerwise", "layerwise", "delta", short, 60, rows, tokens, 5e-3, "muon"),
-            Stage("distillation", "distillation", "delta", short, 80, rows, tokens, 5e-3, "muon"),
-            Stage("sft", "cross_entropy", "language", short, 150, rows, tokens, 3e-3, "muon"),
+            Stage(TEACHER, "cross_entropy", "all", short, 750, rows, tokens, 5e-3, "muon"),
+            Stage("layerwise", "layerwise", "delta", short, 40, rows, tokens, 5e-3, "muon"),
+            Stage("distillation", "distillation", "delta", short, 240, rows, tokens, 8e-3, "muon"),
+            Stage("sft", "cross_entropy", "language", short, 100, rows, tokens, 3e-3, "muon"),
         ),
     )  # fmt: skip
 
