@@ -25,8 +25,8 @@ SIZE = 112  # the encoder makes 56 of it, 4 tokens a frame
 PARTS = (
     Part(0.5, frames=(1, 4)),
     Part(0.2, frames=(16, 24), groups=(*VISUAL, *MEMORY)),
-    Part(0.2, frames=(8, 24), questions=2, at_end=True),
-    Part(0.1, groups=("text",)),
+    Part(0.2, "test", frames=(8, 24), questions=2),
+    Part(0.1, "text"),
 )
 
 
@@ -193,7 +193,7 @@ def test_endless_streams_are_asked_together_about_now_and_long_ago(monkeypatch: 
     """After stretches without a word of many lengths, while keys get ever new values."""
     kept = list[Episode]()
     monkeypatch.setattr(worlds, "conversation", lambda made, asked: kept.append(made) or conversation(made, asked))
-    part = Part(1, frames=(300, 400), questions=6, groups=(*VISUAL, "card", "updated"), endless=True)
+    part = Part(1, "endless", frames=(300, 400), questions=6, groups=(*VISUAL, "card", "updated"))
     for seed in range(6):
         told = world_sample(part, np.random.default_rng(seed), SIZE)
         assert len(told.messages) == 2 * len(kept[-1].questions)
@@ -210,7 +210,7 @@ def test_endless_streams_are_asked_together_about_now_and_long_ago(monkeypatch: 
 
 
 def test_a_part_comes_during_its_steps():
-    text = Part(1.0, groups=("text",), during=(0.5, 1.0))
+    text = Part(1.0, "text", during=(0.5, 1.0))
     parts = (Part(1.0, frames=(1, 2), during=(0.0, 0.5)), text, Part(0.2, frames=(1, 2), groups=("read",)))
     made = world(parts=parts)
     chances = [made._chances(step).round(3).tolist() for step in range(4)]

@@ -97,7 +97,7 @@ def test_losses_are_drawn(out: Path, monkeypatch: pytest.MonkeyPatch):
 def test_operations_are_those_counted_by_hand(tmp_path: Path):
     """6 for every weight and token; the head's product is made twice; attention scores the whole square."""
     recipe = two_stages()
-    stage = replace(recipe.stages[0], data=(Part(1.0, questions=4, groups=("text",)),), tokens=200)
+    stage = replace(recipe.stages[0], data=(Part(1.0, "text", questions=4),), tokens=200)
     model = new_teacher(recipe, tmp_path / "processor", torch.device("cpu"))
     batch = one_row(recipe, stage, model)
     text, layers = model.config.text_config, model.model.language_model.layers

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,31 +23,32 @@ MEMORY = ("recall", "order")
 MOST_CARDS = 16  # of a test of memory
 MOST_REFUSED = 64  # episodes in a row that do not fit
 
+Kind = Literal["sample", "test", "clip", "endless", "text"]
+
 
 @dataclass(frozen=True)
 class Part:
     """One kind of episode in a mixture.
 
-    frames: shortest and longest; questions: per episode, asked on the way; groups: of StreamWorld; cards: facts to
-    remember, None for a random number; at_end: a test of memory, with all questions after the last frame, whose
-    answers the key alone tells: all values are numbers, or all are words; rebound: in what share of these tests, of
-    three cards and more, the key asked about first had another value before; clip: an episode that ends where its
-    groups have something to ask, so that no text parts its frames: movement is seen in frames that follow each other.
-    endless: cards come all the time, keys with ever new values, one in 12 to 64 frames; `questions` are asked
-    together, after 24 to 512 frames without a word, again and again.
+    kind: "sample", with questions on the way; "test", of memory: all questions after the last frame, whose answers the
+    key alone tells, since all values are numbers, or all are words; "clip", which ends where its groups have something
+    to ask, so that no text parts its frames: movement is seen in frames that follow each other; "endless": cards come
+    all the time, keys with ever new values, one in 12 to 64 frames, and `questions` are asked together, after 24 to
+    512 frames without a word, again and again; "text": questions alone.
+    frames: shortest and longest; questions: per episode; groups: of StreamWorld, for tests and text their own; cards:
+    facts to remember in a sample or a test, None for a random number; rebound: in what share of the tests, of three
+    cards and more, the key asked about first had another value before.
     during: from which part of the steps to which it comes, 0 the first and 1 the end; what else comes keeps its
     weight.
     """
 
     weight: float
+    kind: Kind = "sample"
     frames: tuple[int, int] = (1, 8)
     questions: int = 4
     groups: tuple[str, ...] = VISUAL
     cards: int | None = None
-    at_end: bool = False
     rebound: float = 0.0
-    clip: bool = False
-    endless: bool = False
     during: tuple[float, float] = (0.0, 1.0)
 
 
@@ -103,22 +104,26 @@ class WorldBatches(Dataset):
 def world_sample(part: Part, rng: np.random.Generator, size: int) -> Sample:
     """A conversation about a new episode of this kind; without a message where it leaves nothing to ask."""
     seed, frames = int(rng.integers(2**48)), int(rng.integers(part.frames[0], part.frames[1] + 1))
-    if part.groups == ("text",):
-        return conversation(None, text_questions(seed, "train", part.questions))
-    if part.at_end:
-        cards = min(part.cards or int(rng.integers(1, MOST_CARDS + 1)), max(1, frames // (SHORTEST + 1)))
-        updated = cards > 2 and bool(rng.random() < part.rebound)
-        asked = min(part.questions, cards - updated)
-        made = episode(seed, "train", frames=frames, cards=cards, updated=updated, asked=asked, alike=True, size=size)
-    elif part.clip:
-        made = clip(seed, "train", frames=part.frames, questions=part.questions, groups=part.groups, size=size)
-    elif part.endless:
-        asked = {"every": _drawn(rng, 24, 512), "questions": part.questions, "groups": part.groups}
-        made = stream(seed, "train", frames=frames, card_every=_drawn(rng, 12, 64), size=size, **asked).episode()
-    else:
-        made = sample(
-            seed, "train", frames=frames, questions=part.questions, groups=part.groups, cards=part.cards, size=size
-        )
+    made: Episode
+    match part.kind:
+        case "text":
+            return conversation(None, text_questions(seed, "train", part.questions))
+        case "test":
+            cards = min(part.cards or int(rng.integers(1, MOST_CARDS + 1)), max(1, frames // (SHORTEST + 1)))
+            updated = cards > 2 and bool(rng.random() < part.rebound)
+            asked = min(part.questions, cards - updated)
+            made = episode(
+                seed, "train", frames=frames, cards=cards, updated=updated, asked=asked, alike=True, size=size
+            )
+        case "clip":
+            made = clip(seed, "train", frames=part.frames, questions=part.questions, groups=part.groups, size=size)
+        case "endless":
+            asked = {"every": _drawn(rng, 24, 512), "questions": part.questions, "groups": part.groups}
+            made = stream(seed, "train", frames=frames, card_every=_drawn(rng, 12, 64), size=size, **asked).episode()
+        case "sample":
+            made = sample(
+                seed, "train", frames=frames, questions=part.questions, groups=part.groups, cards=part.cards, size=size
+            )
     return conversation(made, made.questions)
 
 

@@ -45,19 +45,19 @@ class Recipe:
 # Two cards come first: which value belongs to which key is learnt of two, hardly of many at once (docs/log.md).
 GLANCES = Part(28 / 171, frames=(1, 2), questions=12, groups=GLANCE)  # too short for cards
 CARDS = Part(15 / 193, frames=(2, 3), questions=8, groups=("describe", "read"), cards=1)
-MOVES = Part(28 / 333, frames=(5, 16), questions=8, groups=("move", "all_ways", "all_spots"), clip=True)
-PAIRS = Part(25 / 199, frames=(6, 10), questions=2, cards=2, at_end=True, during=(0.0, 0.4))
-BINDINGS = Part(25 / 466, frames=(8, 32), questions=MOST_CARDS, at_end=True, during=(0.4, 1.0))
+MOVES = Part(28 / 333, "clip", frames=(5, 16), questions=8, groups=("move", "all_ways", "all_spots"))
+PAIRS = Part(25 / 199, "test", frames=(6, 10), questions=2, cards=2, during=(0.0, 0.4))
+BINDINGS = Part(25 / 466, "test", frames=(8, 32), questions=MOST_CARDS, during=(0.4, 1.0))
 MIXED = Part(6 / 1431, frames=(24, 80), questions=32, groups=(*VISUAL, *MEMORY))
-TESTS = Part(12 / 1031, frames=(12, 90), questions=MOST_CARDS, at_end=True, rebound=0.5)
-TEXT = Part(2 / 465, questions=16, groups=("text",))
+TESTS = Part(12 / 1031, "test", frames=(12, 90), questions=MOST_CARDS, rebound=0.5)
+TEXT = Part(2 / 465, "text", questions=16)
 EVERYTHING = (GLANCES, CARDS, MOVES, PAIRS, BINDINGS, MIXED, TESTS, TEXT)
 EVERY_KIND = (*VISUAL, "card", "card", "updated", *MEMORY)
 LONG = (
-    Part(0.3, frames=(300, 1500), questions=8, groups=EVERY_KIND, endless=True),
+    Part(0.3, "endless", frames=(300, 1500), questions=8, groups=EVERY_KIND),
     Part(0.2, frames=(120, 330), questions=96, groups=EVERY_KIND),
-    Part(0.3, frames=(48, 240), questions=MOST_CARDS, at_end=True, rebound=0.5),
-    Part(0.2, frames=(240, 480), questions=MOST_CARDS, at_end=True, rebound=0.5),
+    Part(0.3, "test", frames=(48, 240), questions=MOST_CARDS, rebound=0.5),
+    Part(0.2, "test", frames=(240, 480), questions=MOST_CARDS, rebound=0.5),
 )
 
 
@@ -97,7 +97,7 @@ def nano() -> Recipe:
 def micro() -> Recipe:
     """Everything of nano in minutes on two CPU cores: it learns to handle words, and to see colours."""
     rows, tokens = 4, 512
-    words = Part(0.4, questions=8, groups=("text",))
+    words = Part(0.4, "text", questions=8)
     short = (words, Part(0.6, frames=(1, 2), questions=8, groups=("colour", "colour", "colour", "see")))
     return Recipe(
         name="micro",

@@ -34,7 +34,10 @@ WORD = re.compile(rf"\b({'|'.join(WORDS)})\b")  # what signs say is spelt letter
 
 def _texts(conversations: int, seed: int) -> Iterator[str]:
     rng = np.random.default_rng(seed)
-    parts = (Part(1, (8, 24), 8, (*VISUAL, "describe", "recall", "order")), Part(1, questions=8, groups=("text",)))
+    parts = (
+        Part(1, frames=(8, 24), questions=8, groups=(*VISUAL, "describe", "recall", "order")),
+        Part(1, "text", questions=8),
+    )
     for i in range(conversations):
         for message in world_sample(parts[i % 2], rng, 112).messages:
             yield f"{message['role']}\n"
