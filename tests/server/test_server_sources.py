@@ -185,7 +185,7 @@ def test_rtsp(serve, rtsp: RtspCamera):
 
 @pytest.mark.parametrize("mode", ["drop", "stall"])
 def test_rtsp_that_goes_and_comes_back(serve, rtsp: RtspCamera, mode: str):
-    rtsp.mode = mode
+    rtsp.mode, rtsp.count = mode, 40  # more than FFmpeg takes to know what it is
     served = serve(sources=(f"rtsp://{rtsp.host}/",), **RETRY)
     id = served.open(source={"url": rtsp.url})
     until(served, id, "playing")
