@@ -1,9 +1,12 @@
 """An engine, an app and uvicorn around them, until a signal."""
 
+import asyncio
 import socket
+import time
 from functools import partial
 
 import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from infinitevl.engine.engine import Engine
 from infinitevl.engine.store import Store
@@ -11,6 +14,7 @@ from infinitevl.engine.types import Budget
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.server.app import create_app
 from infinitevl.server.hub import Hub
+from infinitevl.server.live import PARTING
 from infinitevl.server.metrics import Metrics
 from infinitevl.server.patience import Patient
 from infinitevl.server.settings import Settings
@@ -58,5 +62,12 @@ class Server(uvicorn.Server):
         print(self.line, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn would hang up on live connections at once, and who is just sending would not get to read why."""
         self._hub.halt()
+        until = time.monotonic() + PARTING
+        while self._live() and not self.force_exit and time.monotonic() < until:
+            await asyncio.sleep(0.02)
         await super().shutdown(sockets)
+
+    def _live(self) -> bool:
+        return any(isinstance(each, WebSocketsSansIOProtocol) for each in self.server_state.connections)
