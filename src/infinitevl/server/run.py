@@ -1,12 +1,9 @@
 """An engine, an app and uvicorn around them, until a signal."""
 
-import asyncio
 import socket
-import time
 from functools import partial
 
 import uvicorn
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from infinitevl.engine.engine import Engine
 from infinitevl.engine.store import Store
@@ -14,8 +11,8 @@ from infinitevl.engine.types import Budget
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.server.app import create_app
 from infinitevl.server.hub import Hub
-from infinitevl.server.live import PARTING
 from infinitevl.server.metrics import Metrics
+from infinitevl.server.parting import Parting
 from infinitevl.server.patience import Patient
 from infinitevl.server.settings import Settings
 
@@ -33,7 +30,7 @@ class Running:
             self.app.state.hub,
             uvicorn.Config(
                 self.app, log_level="warning", access_log=False, loop="asyncio", lifespan="on",
-                http=partial(Patient, settings.head_timeout), ws="websockets-sansio",  # pyright: ignore
+                http=partial(Patient, settings.head_timeout), ws=Parting,  # pyright: ignore
                 ws_max_size=settings.max_body, ws_per_message_deflate=False, server_header=False,
                 timeout_graceful_shutdown=GRACE, proxy_headers=False,
             ),
@@ -62,12 +59,5 @@ class Server(uvicorn.Server):
         print(self.line, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn would hang up on live connections at once, and who is just sending would not get to read why."""
         self._hub.halt()
-        until = time.monotonic() + PARTING
-        while self._live() and not self.force_exit and time.monotonic() < until:
-            await asyncio.sleep(0.02)
         await super().shutdown(sockets)
-
-    def _live(self) -> bool:
-        return any(isinstance(each, WebSocketsSansIOProtocol) for each in self.server_state.connections)
