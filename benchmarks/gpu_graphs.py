@@ -9,8 +9,6 @@ in the host's memory to the end of the device's work, and after what time it ret
 """
 
 import argparse
-from collections import Counter
-from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -20,7 +18,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from harness import report, tabulate
+from harness import milliseconds, report, tabulate
 from infinitevl import Stream
 from infinitevl.benchmark.crowd import crowds
 from infinitevl.benchmark.measure import random_frames
@@ -82,38 +80,32 @@ def together(model: Any, streams: int) -> dict[str, float]:
 
 
 def row(key: Any, graph: Any) -> dict[str, Any]:
-    launched, spent = [], []
+    launched = []
     for _ in range(30):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
-        start.record()
         began = perf_counter()
         graph.graph.replay()
         launched.append(perf_counter() - began)
-        stop.record()
-        torch.cuda.synchronize()
-        spent.append(start.elapsed_time(stop))
     name, inputs = str(key[0]), str([tuple(x.shape) for x in graph.inputs])
-    kernels = sorted(traced(graph.graph.replay), key=lambda kernel: -kernel["us"])
+    kernels = traced(graph.graph)
     tabulate(f"{name}, {inputs}", kernels[:SHOWN])
     return {
-        "graph": name, "inputs": inputs, "ms": median(spent), "launch us": 1e6 * median(launched),
+        "graph": name, "inputs": inputs, "ms": milliseconds(graph.graph, 30), "launch us": 1e6 * median(launched),
         "nodes": sum(kernel["times"] for kernel in kernels),
     }  # fmt: skip
 
 
-def traced(run: Callable[[], object]) -> list[dict[str, Any]]:
-    """What runs on the device, by name."""
-    run()
+def traced(graph: Any) -> list[dict[str, Any]]:
+    """What runs on the device, by name, longest first."""
     with profile(activities=[ProfilerActivity.CUDA]) as found:
-        run()
+        graph.replay()
         torch.cuda.synchronize()
-    spent, times = Counter[str](), Counter[str]()
-    for event in found.events() or ():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            spent[event.name[:80]] += event.device_time
-            times[event.name[:80]] += 1
-    return [{"kernel": name, "us": us, "times": times[name]} for name, us in spent.items()]
+    events = sorted(found.key_averages(), key=lambda event: -event.self_device_time_total)
+    return [
+        {"kernel": event.key[:80], "us": event.self_device_time_total, "times": event.count}
+        for event in events
+        if event.self_device_time_total
+    ]
 
 
 if __name__ == "__main__":

@@ -32,6 +32,11 @@ def captured(run: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, object]:
 def microseconds(calls: list[Callable[[], object]], repeats: int = 50) -> float:
     """Median over replays of one graph of all calls, per call."""
     graph, _ = captured(lambda: [call() for call in calls])
+    return 1e3 * milliseconds(graph, repeats) / len(calls)
+
+
+def milliseconds(graph: torch.cuda.CUDAGraph, repeats: int) -> float:
+    """Median over replays, but the first five, on the device."""
     times = []
     for _ in range(repeats):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -40,7 +45,7 @@ def microseconds(calls: list[Callable[[], object]], repeats: int = 50) -> float:
         stop.record()
         torch.cuda.synchronize()
         times.append(start.elapsed_time(stop))
-    return 1e3 * median(times[5:]) / len(calls)
+    return median(times[5:])
 
 
 def timing(op: str, batch: int, time: int, spent: float, floor: float, plan: str = "") -> dict:
