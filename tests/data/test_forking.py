@@ -9,11 +9,20 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from infinitevl.data.forking import started
+from infinitevl.data.forking import spare_processors, started
 from infinitevl.evaluation.feeding import Cast, feed
 from infinitevl.evaluation.shows import Shown
 
 FREED: list[str] = []
+
+
+@pytest.mark.parametrize(
+    "processors, processes, spare", [(1, 1, 0), (2, 1, 1), (16, 1, 15), (64, 4, 15), (200, 1, 28)]
+)
+def test_spare_processors(processors: int, processes: int, spare: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert spare_processors() == spare
 
 
 class Held:

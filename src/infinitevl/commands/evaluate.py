@@ -11,13 +11,12 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from infinitevl.commands.console import load_model, warn
+from infinitevl.data.forking import spare_processors
 from infinitevl.errors import InfiniteVLError
 from infinitevl.evaluation.plan import QUICK, Plan
 from infinitevl.evaluation.results import markdown
 from infinitevl.evaluation.run import evaluate_model
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-
-MOST_WORKERS = 28
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,8 @@ def run(options: EvalOptions) -> int:
     if find_spec("matplotlib") is None:
         warn("no figures without matplotlib: pip install 'infinitevl[eval]'")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers complain in every worker
-    results = _evaluated(model, plan, options.out, count_workers(options.workers))
+    workers = spare_processors() if options.workers is None else options.workers
+    results = _evaluated(model, plan, options.out, workers)
     Console().print(Markdown(markdown(results)))
     click.echo(str(options.out / "results.json"))
     return 0
@@ -53,11 +53,6 @@ def make_plan(options: EvalOptions) -> Plan:
     """The quick or the whole plan, with what was asked for."""
     wanted = {name: getattr(options, name) for name in ("count", "rows", "long_tokens", "window_frames")}
     return replace(QUICK if options.quick else Plan(), **{k: v for k, v in wanted.items() if v is not None})
-
-
-def count_workers(wanted: int | None) -> int:
-    """All processors but one, unless told."""
-    return min(MOST_WORKERS, (os.cpu_count() or 1) - 1) if wanted is None else wanted
 
 
 def _evaluated(model: InfiniteVLForConditionalGeneration, plan: Plan, out: Path, workers: int):

@@ -12,6 +12,7 @@ import click
 
 from infinitevl.commands.console import quiet
 from infinitevl.data.files import FilePart
+from infinitevl.data.forking import spare_processors
 from infinitevl.errors import InfiniteVLError
 from infinitevl.train.loop import Settings
 from infinitevl.train.recipes import RECIPES, Recipe
@@ -47,8 +48,7 @@ def parse(name: str, changes: Sequence[str]) -> Job:
     """A recipe by name, changed by texts such as out=runs/a, seed=1 and sft.steps=200. InfiniteVLError, one line."""
     if name not in RECIPES:
         raise InfiniteVLError(f"no recipe {name}: there are {', '.join(RECIPES)}")
-    workers = min(8, (os.cpu_count() or 1) // 2)
-    job = Job(RECIPES[name](), Path("runs") / name, Settings(workers=workers))
+    job = Job(RECIPES[name](), Path("runs") / name, Settings(workers=spare_processors()))
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
