@@ -4,13 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
-
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.graphs import replays, takes_slots
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.state import CPU, State
-from infinitevl.model.transfer import to_device
+from infinitevl.model.transfer import constant
 
 
 @dataclass(eq=False)
@@ -58,7 +56,7 @@ class Pool:
         slots = self._seat(seats)
         if self.in_slots:
             resting = [-1] * ((rows or len(slots)) - len(slots))
-            yield self.state.at(to_device(torch.tensor([*slots, *resting]), self.model.device))
+            yield self.state.at(constant((*slots, *resting), self.model.device))
             return
         copies = self.state.take(slots)
         yield copies

@@ -1,6 +1,7 @@
 """Between the host and a GPU, without either waiting for the other."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -12,6 +13,13 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     if x.device == device or device.type != "cuda":
         return x.to(device)
     return pinned(x).to(device, non_blocking=True)
+
+
+@lru_cache(maxsize=256)
+def constant(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """int64 [n] on `device`, not to be changed: the same numbers are copied there once, since they come again."""
+    with torch.inference_mode(False):
+        return to_device(torch.tensor(numbers, dtype=torch.int64), device)
 
 
 def pinned(x: Tensor) -> Tensor:

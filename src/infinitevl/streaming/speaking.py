@@ -9,7 +9,7 @@ from torch import Tensor
 from infinitevl.model.graphs import run
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.state import State
-from infinitevl.model.transfer import to_device
+from infinitevl.model.transfer import constant
 from infinitevl.streaming.feeding import put_text
 from infinitevl.streaming.text import Sampling, choose, draws, pick
 
@@ -28,7 +28,7 @@ class Speaker:
         ends: Collection[int],
     ) -> None:
         self.model, self.state, self.samplings = model, state, samplings
-        self._ends = to_device(torch.tensor(sorted(ends), dtype=torch.int64), model.device)
+        self._ends = constant(tuple(sorted(ends)), model.device)
 
     def first(self, logits: Tensor) -> Tensor:
         """Tokens [B] after logits [B, vocabulary]."""
