@@ -8,6 +8,7 @@ from torch import Tensor
 
 from infinitevl.ops.groups import Groups
 from infinitevl.ops.triton.heads import rotate_heads, unsupported
+from infinitevl.ops.triton.launch import launches
 
 LARGEST, WIDEST = 64, 128  # group, and head, that a program holds
 LOG2_E = 1.4426950408889634
@@ -21,10 +22,12 @@ def group_attention(qkv: Tensor, cos: Tensor, sin: Tensor, groups: Groups) -> Te
     if groups.gather is not None or size > LARGEST or width > WIDEST:
         return groups.attend(*rotate_heads(qkv, cos, sin))
     out = torch.empty(time, heads, width, dtype=qkv.dtype, device=qkv.device)
+    early, options = launches(qkv)
     with torch.cuda.device_of(qkv):
         _group_kernel[(groups.count * heads,)](
             qkv, cos, sin, out, size, heads, SCALE=width**-0.5 * LOG2_E, HALF=width // 2,
             BLOCK_T=max(16, triton.next_power_of_2(size)), BLOCK_D=max(16, triton.next_power_of_2(width // 2)),
+            EARLY=early, **options,
         )  # fmt: skip
     return out
 
@@ -32,15 +35,19 @@ def group_attention(qkv: Tensor, cos: Tensor, sin: Tensor, groups: Groups) -> Te
 @triton.jit
 def _group_kernel(
     qkv, cos, sin, out, size, heads,
-    SCALE: tl.constexpr, HALF: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    SCALE: tl.constexpr, HALF: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """o = softmax(q k^T SCALE, base 2) v of one head of one group. Both halves of a head are tiles of their own."""
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
     group, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     t, d = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_D)
     mask = (t < size)[:, None] & (d < HALF)[None, :]
     row = group * size + t
     angle = (row * HALF)[:, None] + d[None, :]
     c, s = tl.load(cos + angle, mask=mask, other=0.0), tl.load(sin + angle, mask=mask, other=0.0)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     at = qkv + ((row * 3 * heads + head) * (2 * HALF))[:, None] + d[None, :]
     part = heads * 2 * HALF
     q, q_up = _turned(at, c, s, mask, HALF)
