@@ -38,6 +38,9 @@ CALLS = {
     "swiglu": lambda **backend: ops.swiglu(X, torch.randn(6, 4), **backend),
     "rms_norm": lambda **backend: ops.rms_norm(X, X[0, 0, 0], 1e-5, **backend),
     "gated_rms_norm": lambda **backend: ops.gated_rms_norm(X, X, X[0, 0, 0], 1e-5, **backend),
+    "patches": lambda **backend: ops.patches(
+        torch.ones(1, 1, 4, 4, 3).byte(), 2, 2, (0.5,) * 3, (0.2,) * 3, torch.float32, **backend
+    ),
     "delta_mixer": lambda **backend: ops.delta_mixer(
         ops.DeltaInputs(X, X, X, X, X[..., 0], X[..., 0]),
         ops.DeltaWeights(*(torch.randn(4, 4) for _ in range(3)), torch.zeros(1), torch.zeros(1), X[0, 0, 0], 1e-5),

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from helpers import assert_close, relative
 from infinitevl import ops
+from infinitevl.ops.mixing import DeltaInputs, DeltaWeights
 from infinitevl.ops.rounding import FEW, FP8, LARGEST, Rounded, round_rows
 from interpreter import DEVICE
 
@@ -101,11 +102,20 @@ def test_parts_with_the_norm_of_the_sum():
 
 
 def test_plans():
-    """Of the 4B model: K is split where the weight has few rows, and x at most 256. One row is read by what is fastest
-    for how many rows the weight has, and how long they are."""
-    for n, k in ((2048, 2048), (2048, 4096), (2048, 11008)):
-        assert linear.plan_of(256, n, k, fp8=True).splits > 1 and linear.plan_of(4096, n, k, fp8=True) is None
-    assert linear.plan_of(256, 22016, 2048, gated=True, fp8=True) is linear.plan_of(256, 2560, 2048, fp8=True) is None
+    """Of the 4B model, as measured: of a frame, K is split where the weight has few long rows, and tiles are small
+    where it has few short ones; what is long and wide is cuBLAS's, and all that has many rows. Of answers, K is split
+    where the weight has few rows, and a gate's never. One row is read by what is fastest for how many rows the weight
+    has, and how long they are."""
+    few = (2048, 2048), (2048, 4096), (2048, 11008)
+    for n, k in few:
+        assert linear.plan_of(64, n, k, fp8=True).splits > 1 and linear.plan_of(4096, n, k, fp8=True) is None
+    assert all(linear.plan_of(256, n, k, fp8=True).splits > 1 for n, k in few[1:])
+    small = {linear.plan_of(256, n, 2048, fp8=True) for n in (2048, 2560)}
+    assert [plan.splits * plan.block_m for plan in small] == [64]
+    assert linear.plan_of(256, 22016, 2048, gated=True, fp8=True) is linear.plan_of(256, 12320, 2048, fp8=True) is None
+    vision = [linear.plan_of(1024, 1280, k, fp8=True) for k in (1280, 3456)]
+    assert len({*vision, linear.plan_of(1024, 3840, 1280, fp8=True)}) == 2 and None not in vision
+    assert all(linear.plan_of(m, 22016, 2048, gated=True, fp8=True).splits == 1 for m in range(17, 65))
     shapes = (2048, 2048), (151936, 2048), (2048, 4096), (2048, 11008)
     plans = [linear.plan_of(1, n, k, fp8=True) for n, k in shapes]
     assert len({*plans, linear.plan_of(1, 22016, 2048, gated=True, fp8=True)}) == 5
@@ -142,6 +152,31 @@ def test_results_that_are_rounded(size: float):
     assert off(found, ops.rms_norm(x.double(), norm.double(), 1e-6)) < 1 + 1e-3
     assert isinstance(pointwise.rms_norm(x[0], norm, 1e-6, rounded=True), Tensor)
     assert isinstance(pointwise.rms_norm(x.float(), norm.float(), 1e-6, rounded=True), Tensor)
+
+
+@pytest.mark.parametrize("piece", [8192, 10])
+def test_gated_norms_that_are_rounded(piece: int, monkeypatch: pytest.MonkeyPatch):
+    """Of all heads of a token together, however long a prompt is: what it is in bfloat16, within half of the last
+    place, and zeros at padding. One token a row, and few in all, stay as they are."""
+    monkeypatch.setattr("infinitevl.ops.triton.frame.PIECE", piece)
+    heads, key, value = 3, 16, 32
+    widths = [heads * n for n in (key, key, value, value, 1, 1)]
+    weights = DeltaWeights(
+        *(normal(heads * n, 4) for n in (key, key, value)), normal(heads), normal(heads), normal(value).abs(), 1e-5
+    )
+    lengths = torch.tensor([15, 4], device=DEVICE)
+
+    def mixed(time: int, rounded: bool) -> Tensor | Rounded:
+        torch.manual_seed(time)
+        parts = normal(2, time, sum(widths)).split(widths, dim=-1)
+        x = DeltaInputs(*(y.unflatten(-1, (heads, -1)) for y in parts[:4]), *parts[4:])
+        state = torch.randn(2, heads, key, value, device=DEVICE), normal(2, 3, heads * (2 * key + value))
+        return ops.delta_mixer(x, weights, *state, lengths=lengths.clamp(max=time), rounded=rounded, backend="triton")
+
+    found, exact = mixed(15, True), mixed(15, False)
+    assert isinstance(found, Rounded) and found.shape == exact.shape == (2, 15, heads * value)
+    assert off(found, exact) < 1.2 and not found.to(torch.float32)[1, 4:].any()
+    assert all(torch.equal(mixed(time, True), mixed(time, False)) for time in (1, FEW // 2))
 
 
 def test_unsupported():

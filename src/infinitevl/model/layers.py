@@ -175,10 +175,11 @@ class GatedDeltaNet(nn.Module):
             o = ops.delta_mixer(
                 inputs, self.weights, state.memory, state.tail,
                 rule=self.rule, slots=chunk.slots, lengths=chunk.lengths, arrived=state.arrived,
+                rounded=isinstance(self.o_proj, Fp8Linear),
             )  # fmt: skip
         else:
-            o = self._mixed(inputs, chunk, state)
-        return project_and_norm(residual, o.flatten(2), self.o_proj, norm)
+            o = self._mixed(inputs, chunk, state).flatten(2)
+        return project_and_norm(residual, o, self.o_proj, norm)
 
     @property
     def weights(self) -> DeltaWeights:

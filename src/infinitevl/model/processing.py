@@ -13,9 +13,10 @@ from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
+from infinitevl import ops
 from infinitevl.errors import InfiniteVLError
 from infinitevl.video.media import load_image, load_video
-from infinitevl.video.preprocess import CLIP_MEAN, CLIP_STD, preprocess, to_patches
+from infinitevl.video.preprocess import CLIP_MEAN, CLIP_STD, preprocess
 
 SETTINGS_FILE = "preprocessor_config.json"
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
@@ -234,18 +235,11 @@ class InfiniteVLProcessor(ProcessorMixin):
             std=s.image_std,
         )
 
-    def frame_patches(self, frames: Tensor) -> Tensor:
+    def frame_patches(self, frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 [N, h, w, 3] of a size that the model takes -> patches [N * h * w, 1176], each frame a picture."""
         s = self.settings
-        repeated = frames.repeat_interleave(s.temporal_patch_size, dim=0)
-        return to_patches(
-            repeated,
-            patch_size=s.patch_size,
-            merge_size=s.merge_size,
-            temporal_patch_size=s.temporal_patch_size,
-            mean=s.image_mean,
-            std=s.image_std,
-        )[0]
+        repeated = frames[:, None].expand(-1, s.temporal_patch_size, -1, -1, -1)
+        return ops.patches(repeated, s.patch_size, s.merge_size, s.image_mean, s.image_std, dtype)
 
     def _expanded(self, rows: list[list[int]], images: list[Any], videos: list[Any]) -> list[list[int]]:
         """Repeat each image or video mark once per token that its grid makes."""

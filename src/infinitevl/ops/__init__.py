@@ -15,7 +15,7 @@ seq_idx: [B, T] integer or None. Sequences packed in a row are numbered, tokens 
 backend: "reference", "eager", "triton", "fla", or None to choose by device, or what `using` prefers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -342,8 +342,9 @@ def delta_mixer(
     slots: Tensor | None = None,
     lengths: Tensor | None = None,
     arrived: Tensor | None = None,
+    rounded: bool = False,
     backend: str | None = None,
-) -> Tensor:
+) -> Tensor | Rounded:
     """What a Gated DeltaNet layer does between its projections, for streams that go on, without gradients:
 
         q, k, v = short_convolution of each
@@ -357,7 +358,26 @@ def delta_mixer(
     negative slot rests: nothing of it is read or changed.
     arrived: [N, H] int32 of zeros that go with the memory, and are zeros again afterwards; kernels count in them.
     None: they are made in every call.
-    Returns o [B, T, H, V], zeros at padding and in rows that rest.
+    Returns o [B, T, H V], zeros at padding and in rows that rest; rounded: as in `swiglu`.
     """
     run = implementation("delta_mixer", memory.device, backend)
-    return run(x, weights, memory, tail, rule=rule, slots=slots, lengths=lengths, arrived=arrived)
+    return run(x, weights, memory, tail, rule=rule, slots=slots, lengths=lengths, arrived=arrived, rounded=rounded)
+
+
+def patches(
+    frames: Tensor,
+    patch: int,
+    merge: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Pictures, every T of them cut together into patches of `patch` pixels a side: (x / 255 - mean) / std.
+
+    frames: uint8 [N, T, H, W, C], H and W multiples of patch * merge; mean, std: of every colour. Computed in float32.
+    Returns [N H W / patch^2, C T patch^2] of `dtype`, by blocks of merge x merge patches, then inside them; each is
+    [C, T, patch, patch], flattened.
+    """
+    return implementation("patches", frames.device, backend)(frames, patch, merge, mean, std, dtype)

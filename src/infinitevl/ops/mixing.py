@@ -98,6 +98,7 @@ def mix_in_place(
     active = slice(None) if slots is None else slots >= 0
     places = active if slots is None else slots[active]
     memory[places], tail[places] = new_memory[active].to(memory.dtype), new_tail[active].to(tail.dtype)
+    o = o.flatten(2)
     if lengths is None:
         return o
-    return o.masked_fill(~valid_rows(lengths, o.shape[1])[..., None, None], 0)
+    return o.masked_fill(~valid_rows(lengths, o.shape[1])[..., None], 0)

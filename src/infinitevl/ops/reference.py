@@ -1,5 +1,6 @@
 """The operations written as their equations, one token at a time. See the package for the contracts."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
@@ -287,6 +288,22 @@ def delta_mixer(
     slots: Tensor | None = None,
     lengths: Tensor | None = None,
     arrived: Tensor | None = None,
+    rounded: bool = False,
 ) -> Tensor:
     run = Operations(short_convolution, gated_delta_rule, gated_rms_norm)
     return mix_in_place(run, x, weights, memory, tail, rule=rule, slots=slots, lengths=lengths)
+
+
+def patches(
+    frames: Tensor, patch: int, merge: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+) -> Tensor:
+    mean_of, std_of = (torch.tensor(x, dtype=torch.float64, device=frames.device) for x in (mean, std))
+    colours = (frames / torch.tensor(255.0, dtype=torch.float64) - mean_of) / std_of
+    edge, found = merge * patch, []
+    for picture in colours:
+        for top in range(0, picture.shape[1], edge):
+            for left in range(0, picture.shape[2], edge):
+                for y in range(top, top + edge, patch):
+                    for x in range(left, left + edge, patch):
+                        found.append(picture[:, y : y + patch, x : x + patch].permute(3, 0, 1, 2).flatten())
+    return torch.stack(found).to(dtype)

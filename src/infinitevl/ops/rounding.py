@@ -7,7 +7,7 @@ from torch import Tensor
 
 FP8, LARGEST = torch.float8_e4m3fn, 448.0
 SMALLEST = 2.0**-100  # scale of a row of zeros
-FEW = 64  # rows that kernels multiply as they are; of more, both sides of a product are in float8
+FEW = 16  # rows that kernels multiply as they are; of more, both sides of a product are in float8
 
 
 class Rounded(NamedTuple):

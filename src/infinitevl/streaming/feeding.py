@@ -37,7 +37,7 @@ def encode_frames(
         return model.model.visual.plan(((count, height, width),), model.device)
 
     def encode(_: None, pixels: Tensor) -> Tensor:
-        return model.model.visual(model.processor.frame_patches(pixels), plan()).unflatten(0, (count, -1))
+        return model.model.visual(model.processor.frame_patches(pixels, model.dtype), plan()).unflatten(0, (count, -1))
 
     def prepare(pixels: Tensor) -> Tensor:
         if size is not None and pixels.shape[1:3] != size:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from infinitevl import ops
 from infinitevl.errors import InfiniteVLError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -92,8 +93,8 @@ def to_patches(
     if missing:
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
     grid = (len(frames) // temporal_patch_size, frames.shape[1] // patch_size, frames.shape[2] // patch_size)
-    patches = _patchify(frames.permute(0, 3, 1, 2), patch_size, merge_size, temporal_patch_size)
-    return _normalise(patches, mean, std, dtype), grid
+    together = frames.unflatten(0, (-1, temporal_patch_size))
+    return ops.patches(together, patch_size, merge_size, mean, std, dtype), grid
 
 
 def _resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
@@ -115,21 +116,3 @@ def _across_then_down_float(frames: Tensor, size: tuple[int, int]) -> Tensor:
     for step in ((frames.shape[2], size[1]), size):
         frames = F.interpolate(frames.float(), step, mode="bicubic", antialias=True).round_().clamp_(0, 255)
     return frames.to(torch.uint8)
-
-
-def _patchify(frames: Tensor, patch: int, merge: int, temporal: int) -> Tensor:
-    """[N, 3, H, W] to [N/T * H/p * W/p, 3, T * p * p]."""
-    n, channels, height, width = frames.shape
-    rows, columns = height // (merge * patch), width // (merge * patch)
-    parts = frames.reshape(n // temporal, temporal, channels, rows, merge, patch, columns, merge, patch)
-    #        t  rows cols my mx ch T  py px
-    order = (0, 3, 6, 4, 7, 2, 1, 5, 8)
-    return parts.permute(order).reshape(-1, channels, temporal * patch * patch)
-
-
-def _normalise(patches: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """uint8 [n, 3, k] to (x / 255 - mean) / std, computed in float32, [n, 3 * k]."""
-    values = patches.float()
-    for channel, m, s in zip(values.unbind(1), mean, std, strict=True):
-        channel.mul_(1 / (255 * s)).sub_(m / s)
-    return values.flatten(1).to(dtype)

@@ -8,6 +8,7 @@ from infinitevl.ops.eager.groups import group_attention
 from infinitevl.ops.eager.linear import linear, linear_norm, swiglu
 from infinitevl.ops.eager.mixer import delta_mixer
 from infinitevl.ops.eager.norm import gated_rms_norm, rms_norm
+from infinitevl.ops.eager.patches import patches
 from infinitevl.ops.eager.rotary import rotary_table
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "group_attention",
     "linear",
     "linear_norm",
+    "patches",
     "ring_attention",
     "rms_norm",
     "rotary_table",

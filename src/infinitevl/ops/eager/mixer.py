@@ -20,5 +20,6 @@ def delta_mixer(
     slots: Tensor | None = None,
     lengths: Tensor | None = None,
     arrived: Tensor | None = None,
+    rounded: bool = False,
 ) -> Tensor:
     return mix_in_place(OPERATIONS, x, weights, memory, tail, rule=rule, slots=slots, lengths=lengths)

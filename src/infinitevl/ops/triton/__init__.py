@@ -8,6 +8,7 @@ from infinitevl.ops.triton.groups import group_attention
 from infinitevl.ops.triton.linear import linear, linear_norm, swiglu
 from infinitevl.ops.triton.mixer import delta_mixer
 from infinitevl.ops.triton.norm import gated_rms_norm
+from infinitevl.ops.triton.patches import patches
 from infinitevl.ops.triton.pointwise import rms_norm
 from infinitevl.ops.triton.ring import ring_attention
 from infinitevl.ops.triton.rotary import rotary_table
@@ -20,6 +21,7 @@ __all__ = [
     "group_attention",
     "linear",
     "linear_norm",
+    "patches",
     "ring_attention",
     "rms_norm",
     "rotary_table",

@@ -23,6 +23,11 @@ def unfit(rows: int, weight: Tensor) -> str | None:
     return f"sizes must be multiples of {ALIGNED} in float8" if odd and rows > FEW else None
 
 
+def takes_rounded(x: Tensor, rows: int) -> bool:
+    """Whether so many rows made of x are multiplied as `Rounded` with weights in float8."""
+    return rows > FEW and x.dtype == torch.bfloat16 and knows_fp8(x)
+
+
 def knows_fp8(x: Tensor) -> bool:
     """Whether the device of x has them: Hopper and later."""
     return x.device.type == "cpu" or launches(x)[0]
@@ -61,10 +66,16 @@ def warps_of(block: int) -> int:
 def put_row(out, scale, row, column, y, N):
     """Write y, one row of N, to out: as it is, or in float8, with its scale, where there is a place for that."""
     if scale is not None:
-        s = tl.maximum(tl.max(tl.abs(y), 0) / LARGEST_, SMALLEST_)
+        s = scale_of(tl.max(tl.abs(y), 0))
         tl.store(scale + row, s)
         y /= s
     tl.store(out + row * N + column, y.to(out.dtype.element_ty), mask=column < N)
+
+
+@triton.jit
+def scale_of(largest):
+    """Of a row whose largest number, without its sign, is this one."""
+    return tl.maximum(largest / LARGEST_, SMALLEST_)
 
 
 @triton.jit

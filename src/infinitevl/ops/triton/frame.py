@@ -24,6 +24,7 @@ from triton import language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from infinitevl.ops.mixing import DeltaInputs, DeltaWeights
+from infinitevl.ops.rounding import Rounded
 from infinitevl.ops.triton.chunk import (
     CHUNK,
     PRECISION,
@@ -35,6 +36,7 @@ from infinitevl.ops.triton.chunk import (
     taps,
     unit_inverse,
 )
+from infinitevl.ops.triton.fp8 import takes_rounded
 from infinitevl.ops.triton.launch import launches
 from infinitevl.ops.triton.norm import norm_real_tokens
 
@@ -45,17 +47,25 @@ PIECE = 8192  # tokens that are prepared before the memory is carried through th
 
 
 def delta_frame(
-    x: DeltaInputs, weights: DeltaWeights, memory: Tensor, tail: Tensor, slots: Tensor | None, lengths: Tensor | None
-) -> Tensor:
-    """As `ops.delta_mixer`: o [B, T, H, V]; memory and tail are changed in place."""
-    pieces = []
+    x: DeltaInputs,
+    weights: DeltaWeights,
+    memory: Tensor,
+    tail: Tensor,
+    slots: Tensor | None,
+    lengths: Tensor | None,
+    rounded: bool = False,
+) -> Tensor | Rounded:
+    """As `ops.delta_mixer`: o [B, T, H V]; memory and tail are changed in place."""
+    pieces, rounded = [], rounded and takes_rounded(x.v, x.v.shape[:2].numel())
     for start in range(0, x.q.shape[1], PIECE):
         piece = DeltaInputs(*(_as_rows(y[:, start : start + PIECE]) for y in x))
         rest = None if lengths is None else (lengths - start).clamp(min=0, max=piece.q.shape[1])
         prepared = _prepare(piece, weights, tail, slots, rest)
         o = _carry(piece, prepared, memory, tail, slots, rest)
-        pieces.append(norm_real_tokens(o, piece.gate, weights.norm, weights.eps, slots, rest))
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+        pieces.append(norm_real_tokens(o, piece.gate, weights.norm, weights.eps, slots, rest, rounded))
+    if len(pieces) == 1:
+        return pieces[0]
+    return Rounded(*(torch.cat(y, dim=1) for y in zip(*pieces, strict=True))) if rounded else torch.cat(pieces, dim=1)
 
 
 def _as_rows(x: Tensor) -> Tensor:

@@ -98,9 +98,11 @@ def swiglu(
 ) -> Tensor | Rounded:
     """Raises NotImplementedError for what is `unsupported`."""
     rows = _rows(x, weight, bias, None, scale)
-    plan = plan_of(rows.shape[0], *weight.shape, gated=True, fp8=scale is not None)
+    size, fp8 = (rows.shape[0], *weight.shape), scale is not None
+    plan = plan_of(*size, gated=True, fp8=fp8)
     if plan is None:
-        return with_shape(silu_product(_library(rows, weight, bias, scale), rounded), x.shape)
+        y = multiply(rows, weight, bias, None, scale, plan=plan_of(*size, fp8=fp8))
+        return with_shape(silu_product(y, rounded), x.shape)
     return multiply(rows, weight, bias, None, scale, plan=plan, gated=True).view(*x.shape[:-1], -1)
 
 
@@ -121,22 +123,35 @@ def unsupported(
 
 
 def plan_of(m: int, n: int, k: int, gated: bool = False, fp8: bool = False) -> Rows | Tiles | None:
-    """From the shapes alone, as measured on an H100 and an H200; None is cuBLAS. n counts gate and up."""
+    """From the shapes alone, as measured on an H100 and an H200; None is cuBLAS, or, where gated, the plan of the
+    product alone. n counts gate and up."""
     if fp8 and m > FEW:
-        few_tiles = m <= 256 and n <= 2048 <= k and not gated
-        return Tiles(128, 64, 128, splits=2, stages=6) if few_tiles else None
+        return _tiles_of_fp8(m, n, k, gated)
     if m == 1:
         return _rows_of(n, k, gated, fp8)
     if 1 < m <= 16:
         return Tiles(16, 64, 128, splits=4) if k >= 8192 else Tiles(16, 64, 128, stages=4 if gated else 6)
-    if 16 < m <= 64:
-        block = 32 if m <= 32 else 64
+    if 16 < m <= 32:
         if n >= 8192 and not gated:
-            return Tiles(block, 128, 128, warps=8, stages=3)
-        return Tiles(block, 64, 128, splits=4 if k >= 4096 else 1)
+            return Tiles(32, 128, 128, warps=8, stages=3)
+        return Tiles(32, 64, 128, splits=4 if k >= 4096 else 1)
+    if 32 < m <= 64:
+        return Tiles(64, 128, 64, warps=8) if gated else Tiles(64, 64, 64, splits=4 if n <= 2048 else 1, stages=6)
     if 128 < m <= 256 and n < 8192 and k >= 8192:
         return Tiles(128, 128, 64, splits=4)
     return None
+
+
+def _tiles_of_fp8(m: int, n: int, k: int, gated: bool) -> Tiles | None:
+    """Where cuBLAS has too few tiles for the processors, or, of short rows, is long at their ends."""
+    if m <= 64:
+        block, splits = 32 if m <= 32 else 64, 4 if n <= 2048 and not gated else 1
+        return Tiles(block, 64, 128, splits=splits, stages=4 if gated else 6)
+    if m <= 256 and n <= 2560 and not gated:
+        return Tiles(128, 64, 128, splits=2, stages=6) if k >= 4096 else Tiles(64, 64, 128, stages=5)
+    if 256 < m <= 1024 and n <= 1280:
+        return Tiles(128, 64, 128)
+    return Tiles(128, 128, 128, warps=8, stages=3) if 512 < m <= 1024 and k <= 1280 else None
 
 
 def _rows_of(n: int, k: int, gated: bool, fp8: bool) -> Rows:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from infinitevl.ops.mixing import DeltaInputs, DeltaWeights
+from infinitevl.ops.rounding import Rounded
 from infinitevl.ops.triton import delta_rule
 from infinitevl.ops.triton.frame import delta_frame
 from infinitevl.ops.triton.step import delta_step
@@ -32,14 +33,15 @@ def delta_mixer(
     slots: Tensor | None = None,
     lengths: Tensor | None = None,
     arrived: Tensor | None = None,
-) -> Tensor:
+    rounded: bool = False,
+) -> Tensor | Rounded:
     """Raises NotImplementedError for what is `unsupported`."""
     reason = unsupported(x, weights, tail, rule)
     if reason:
         raise NotImplementedError(f"delta mixer in Triton: {reason}")
     _check(x, weights, memory, tail, slots, arrived)
     if x.q.shape[1] > 1:
-        return delta_frame(x, weights, memory, tail, slots, lengths)
+        return delta_frame(x, weights, memory, tail, slots, lengths, rounded)
     if arrived is None:
         arrived = torch.zeros(memory.shape[:2], dtype=torch.int32, device=memory.device)
     return delta_step(x, weights, memory, tail, slots, lengths, arrived)

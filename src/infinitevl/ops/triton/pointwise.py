@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from infinitevl.ops.rounding import FEW, Rounded
-from infinitevl.ops.triton.fp8 import empty, knows_fp8, put_row, warps_of
+from infinitevl.ops.rounding import Rounded
+from infinitevl.ops.triton.fp8 import empty, put_row, takes_rounded, warps_of
 from infinitevl.ops.triton.launch import launches
 
 BLOCK = 1024
@@ -45,7 +45,7 @@ def with_shape(x: Tensor | Rounded, shape: torch.Size) -> Tensor | Rounded:
 
 def _place(rows: Tensor, width: int, rounded: bool) -> tuple[Tensor, Tensor | None]:
     """For results [M, width] of rows [M, ...], with one for their scales where they are to be `Rounded`, and many."""
-    if rounded and len(rows) > FEW and rows.dtype == torch.bfloat16 and knows_fp8(rows):
+    if rounded and takes_rounded(rows, len(rows)):
         return empty(len(rows), width, rows.device)
     return torch.empty(len(rows), width, dtype=rows.dtype, device=rows.device), None
 

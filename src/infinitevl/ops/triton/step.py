@@ -32,13 +32,13 @@ def delta_step(
     *,
     block_v: int | None = None,
 ) -> Tensor:
-    """As `ops.delta_mixer`, for one token a row: o [B, 1, H, V]. A row of length 0 rests.
+    """As `ops.delta_mixer`, for one token a row: o [B, 1, H V]. A row of length 0 rests.
 
     block_v: value columns of a program, a power of two from 8.
     """
     (batch, _, heads, key_width), value_width = x.q.shape, x.v.shape[-1]
     rows = [y if y[0].is_contiguous() else y.contiguous() for y in x]
-    o = torch.empty_like(x.v, memory_format=torch.contiguous_format)
+    o = x.v.new_empty(batch, 1, heads * value_width)
     unnormed = torch.empty(batch, heads, value_width, dtype=torch.float32, device=o.device)
     many = batch >= MANY
     block_v = min(block_v or (64 if many else 32), value_width)
