@@ -109,5 +109,12 @@ def _accuracy(axis: Any, lines: Sequence[Line], column: str, title: str) -> None
         axis.axhline(chance, linestyle=":", linewidth=1, color="black", label="chance")
     ticks = sorted({getattr(line, column) for line in lines})
     axis.set_xscale("log", base=2)
-    axis.set_xticks(ticks, [f"{tick:g}" if tick < 1024 else f"{tick / 1000:.3g}K" for tick in ticks], minor=False)
+    axis.set_xticks(ticks, [_short(tick) for tick in ticks], minor=False)
     axis.set(ylim=(-2, 102), ylabel="right answers, %", title=title)
+
+
+def _short(number: float) -> str:
+    """To three digits, with K or M where it is large."""
+    if number < 1024:
+        return f"{number:g}"
+    return f"{number / 1e3:.3g}K" if number < 999_500 else f"{number / 1e6:.3g}M"
