@@ -12,14 +12,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as qwen_resize
 
 from infinitevl.errors import InfiniteVLError
-from infinitevl.video.preprocess import (
-    CLIP_MEAN,
-    CLIP_STD,
-    _across_then_down,
-    _across_then_down_float,
-    preprocess,
-    smart_resize,
-)
+from infinitevl.model.patches import CLIP_MEAN, CLIP_STD, preprocess
+from infinitevl.video.resize import _across_then_down, _across_then_down_float, smart_resize
 
 BOUNDS = {"min_pixels": 56 * 56, "max_pixels": 448 * 448}
 GREY_LEVEL = 1 / 255 / min(CLIP_STD)

@@ -27,7 +27,7 @@ from infinitevl.model.processing import (
     InfiniteVLProcessor,
 )
 from infinitevl.video.media import timed_frames
-from infinitevl.video.preprocess import resize
+from infinitevl.video.resize import resize
 
 IGNORED = -100
 

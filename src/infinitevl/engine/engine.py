@@ -26,7 +26,7 @@ from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.state import DeltaState
 from infinitevl.streaming.session import MIN_PIXELS, Session, question_tokens
 from infinitevl.streaming.text import Sampling, TextPieces, Writer
-from infinitevl.video.preprocess import resize
+from infinitevl.video.resize import resize
 
 log = logging.getLogger(__name__)
 LIVE_PERIOD = 0.1  # seconds in which a frame should be served where a stream has no rate

@@ -14,7 +14,7 @@ from infinitevl.model.positions import as_grid
 from infinitevl.model.processing import InfiniteVLProcessor
 from infinitevl.streaming.session import MAX_PIXELS
 from infinitevl.video.media import timed_frames
-from infinitevl.video.preprocess import resize
+from infinitevl.video.resize import resize
 
 FPS = 2.0  # at which videos of a conversation are sampled
 

@@ -15,8 +15,8 @@ from transformers.utils import cached_file
 
 from infinitevl import ops
 from infinitevl.errors import InfiniteVLError
+from infinitevl.model.patches import CLIP_MEAN, CLIP_STD, preprocess
 from infinitevl.video.media import load_image, load_video
-from infinitevl.video.preprocess import CLIP_MEAN, CLIP_STD, preprocess
 
 SETTINGS_FILE = "preprocessor_config.json"
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"

@@ -16,7 +16,7 @@ from infinitevl.model.positions import grid_positions, tick
 from infinitevl.model.state import State
 from infinitevl.model.transfer import to_device
 from infinitevl.model.vision import Plan
-from infinitevl.video.preprocess import resize_to
+from infinitevl.video.resize import resize_to
 
 PIECES = (1, 8, 16, 32, 64, 128, 256)  # lengths of the pieces that text is put in by where graphs replay it
 

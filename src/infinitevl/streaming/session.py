@@ -20,7 +20,7 @@ from infinitevl.model.processing import (
     InfiniteVLProcessor,
     MediaSettings,
 )
-from infinitevl.video.preprocess import smart_resize
+from infinitevl.video.resize import smart_resize
 from infinitevl.video.sampling import Sampler
 
 MIN_PIXELS, MAX_PIXELS = 4 * 28 * 28, 256 * 28 * 28  # 4 to 256 tokens a frame

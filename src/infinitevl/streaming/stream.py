@@ -19,7 +19,7 @@ from infinitevl.streaming.feeding import encode_frames, take_frames, take_text
 from infinitevl.streaming.session import MIN_PIXELS, Session, Stats
 from infinitevl.streaming.speaking import Speaker
 from infinitevl.streaming.text import Sampling, TextPieces, Writer, decode
-from infinitevl.video.preprocess import smart_resize
+from infinitevl.video.resize import smart_resize
 
 
 class Stream:

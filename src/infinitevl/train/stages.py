@@ -14,9 +14,9 @@ from infinitevl.data.packing import Batch
 from infinitevl.data.worlds import Part
 from infinitevl.model.decoder import Decoder
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
+from infinitevl.model.patches import to_patches
 from infinitevl.train.losses import cross_entropy, distillation, layer_distance
 from infinitevl.train.parallel import joined
-from infinitevl.video.preprocess import to_patches
 
 Loss = Literal["cross_entropy", "layerwise", "distillation"]
 Trains = Literal["all", "delta", "language"]

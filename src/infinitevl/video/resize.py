@@ -1,18 +1,14 @@
-"""Frames to the patches of Qwen2.5-VL's vision tower, as its image processor makes them."""
+"""Frames to a size that the model takes, as Qwen2.5-VL's image processor makes them."""
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infinitevl import ops
 from infinitevl.errors import InfiniteVLError
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_ASPECT = 200
 
 
@@ -35,35 +31,6 @@ def smart_resize(height: int, width: int, *, factor: int = 28, min_pixels: int, 
     return rows * factor, columns * factor
 
 
-def preprocess(
-    frames: Tensor,
-    *,
-    min_pixels: int,
-    max_pixels: int,
-    patch_size: int = 14,
-    merge_size: int = 2,
-    temporal_patch_size: int = 2,
-    mean: Sequence[float] = CLIP_MEAN,
-    std: Sequence[float] = CLIP_STD,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, tuple[int, int, int]]:
-    """uint8 RGB frames [N, H, W, 3] to (patches [t * h * w, 3 * T * p * p], grid (t, h, w)), on their device.
-
-    The last frame is repeated to fill a temporal patch, so a picture is a video with N = 1. Rows go by
-    temporal patch, then by merge block, then inside it; each is [channel, temporal, p, p], flattened.
-    """
-    frames = resize(frames, factor=patch_size * merge_size, min_pixels=min_pixels, max_pixels=max_pixels)
-    return to_patches(
-        frames,
-        patch_size=patch_size,
-        merge_size=merge_size,
-        temporal_patch_size=temporal_patch_size,
-        mean=mean,
-        std=std,
-        dtype=dtype,
-    )
-
-
 def resize(frames: Tensor, *, factor: int = 28, min_pixels: int, max_pixels: int) -> Tensor:
     """uint8 [N, H, W, 3] to uint8 [N, h, w, 3] of the size that `smart_resize` names."""
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
@@ -76,25 +43,6 @@ def resize(frames: Tensor, *, factor: int = 28, min_pixels: int, max_pixels: int
 def resize_to(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """The same to a size (height, width)."""
     return frames if frames.shape[1:3] == size else _resize(frames.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
-
-
-def to_patches(
-    frames: Tensor,
-    *,
-    patch_size: int = 14,
-    merge_size: int = 2,
-    temporal_patch_size: int = 2,
-    mean: Sequence[float] = CLIP_MEAN,
-    std: Sequence[float] = CLIP_STD,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, tuple[int, int, int]]:
-    """The second half of `preprocess`, for uint8 frames [N, h, w, 3] of a size that the model takes."""
-    missing = -len(frames) % temporal_patch_size
-    if missing:
-        frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
-    grid = (len(frames) // temporal_patch_size, frames.shape[1] // patch_size, frames.shape[2] // patch_size)
-    together = frames.unflatten(0, (-1, temporal_patch_size))
-    return ops.patches(together, patch_size, merge_size, mean, std, dtype), grid
 
 
 def _resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
