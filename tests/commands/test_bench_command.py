@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import infinitevl
+from helpers import RELATIVE, assert_same_state
 from infinitevl import machine, ops
 from infinitevl.benchmark import measure
 from infinitevl.benchmark import run as bench
@@ -235,9 +236,10 @@ def test_ceilings(monkeypatch: pytest.MonkeyPatch):
     assert (machine.free_bytes(cpu) or math.inf) > 2**20
 
 
-def test_fla_gets_what_it_expects(monkeypatch: pytest.MonkeyPatch):
-    """Its functions by their published names and arguments, here computed by the reference."""
-    called = []
+@pytest.fixture
+def fla(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which of fla's functions are called, by their published names and arguments, here computed by the reference."""
+    called = list[str]()
 
     def theirs(name: str) -> Callable[..., Any]:
         def compute(q, k, v, g, beta, scale=None, initial_state=None, output_final_state=False, **options):
@@ -254,17 +256,45 @@ def test_fla_gets_what_it_expects(monkeypatch: pytest.MonkeyPatch):
     parent.gated_delta_rule = package
     for name, module in (("fla", ModuleType("fla")), ("fla.ops", parent), ("fla.ops.gated_delta_rule", package)):
         monkeypatch.setitem(sys.modules, name, module)
+    return called
+
+
+def test_fla_gets_what_it_expects(fla: list[str]):
+    """And rows with padding are what they are without it."""
     for time in (1, 5):
         q, k, v = torch.randn(3, 2, time, 2, 4)
         g, beta, state = -torch.rand(2, time, 2), torch.rand(2, time, 2), torch.randn(2, 2, 4, 4)
         expected = ops.gated_delta_rule(q, k, v, g, beta, state)
         with ops.using("fla"):
             found = ops.gated_delta_rule(q, k, v, g, beta, state)
+        lengths = torch.tensor([time, time - 1])
+        padded = ops.gated_delta_rule(q, k, v, g, beta, state, lengths=lengths, backend="fla")
+        short = ops.gated_delta_rule(q, k, v, g, beta, state, lengths=lengths)
+        for mine, theirs_, rows in zip(padded, short, (slice(0, 1), slice(None)), strict=True):
+            torch.testing.assert_close(mine[rows], theirs_[rows], atol=1e-5, rtol=1e-5)
         for mine, theirs_ in zip(found, expected, strict=True):
             torch.testing.assert_close(mine, theirs_, atol=1e-5, rtol=1e-5)
-    assert called == ["recurrent", "chunk"]
-    with pytest.raises(NotImplementedError, match="no padding"):
-        ops.gated_delta_rule(q, k, v, g, beta, lengths=torch.tensor([1, 1]), backend="fla")
+    assert fla == ["recurrent", "recurrent", "chunk", "chunk"]
+    for what in ({"delta": False}, {"seq_idx": torch.zeros(2, 5, dtype=torch.int64)}):
+        with pytest.raises(NotImplementedError, match="no packing"):
+            ops.gated_delta_rule(q, k, v, g, beta, backend="fla", **what)
+
+
+def test_streams_run_by_fla(fla: list[str], checkpoint: Path):
+    """Frames in chunks, tokens one by one, the same state as without it; and it is never called the usual path."""
+    model = infinitevl.load(checkpoint)
+    usual, compared = Stream(model, fps=None), Stream(model, fps=None)
+    for picture in random_frames(56)[:3]:
+        usual.see(picture)
+        with ops.using("fla"):
+            compared.see(picture)
+    layers = model.config.text_config.layer_types.count("linear_attention")
+    assert fla.count("chunk") >= 3 * layers
+    said = list(usual.ask("What?", max_new_tokens=4, remember=True))
+    with ops.using("fla"):
+        assert list(compared.ask("What?", max_new_tokens=4, remember=True)) == said
+    assert fla.count("recurrent") >= 3 * layers
+    assert_same_state(compared.state, usual.state, 100 * RELATIVE[torch.float32])
 
 
 def test_many_streams_at_once():
