@@ -314,7 +314,7 @@ def train(recipe: str, changes: tuple[str, ...]) -> int:
 
     \b
     out=runs/RECIPE      where all is written; run again to go on where it was killed
-    workers=8 seed=1     processes that make data (by default as many as there are processors); seed of all
+    workers=8 seed=1     processes that make data (by default all processors but one); seed of all
     sft.steps=200        a setting of a stage: teacher, layerwise, distillation, sft, long
     teacher=FOLDER       a Qwen2.5-VL checkpoint, instead of a teacher stage; 4b needs one
     sft.data=a.json,b.jsonl, long.data=4*sft.json,1*video.json

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 import infinitevl
 from helpers import Model, assert_close, even, feed, relative, text_ids, tiny_config, tiny_model
+from infinitevl import ops
 from infinitevl.benchmark.lost import quantised
 from infinitevl.benchmark.measure import random_frames
 from infinitevl.errors import InfiniteVLError
 from infinitevl.model.fp8 import in_fp8, precision, quantise
 from infinitevl.model.linear import Fp8Linear, Linear, join, joined
 from infinitevl.model.random_model import random_model, write_random_checkpoint
-from infinitevl.ops.rounding import FP8
+from infinitevl.ops.rounding import FEW, FP8, Rounded
+from interpreter import DEVICE
 
 TYPICAL = 0.0265  # relative error of a rounded weight
 
@@ -72,6 +74,30 @@ def test_joined_is_separate():
         assert not whole.scale.view(2, 64)[:, 27:].any()
         for found, wanted in zip((logits(model, ids), model.get_image_features(pixels, grid)), expected, strict=True):
             assert_close(found, wanted, 1e-5)
+
+
+def test_kernels_round_what_goes_into_products(monkeypatch: pytest.MonkeyPatch):
+    """Of many rows: what the Gated DeltaNet layers give, too, before it reaches their projection. That costs as much
+    again as rounding the weights, and in the mean square less than twice."""
+    pytest.importorskip("triton")
+    sizes = {"num_attention_heads": 2, "linear_head_dim": 16, "num_linear_heads": 2}
+    plain, ids = tiny_model(dtype=torch.bfloat16, **sizes).to(DEVICE), text_ids(1, FEW + 4).to(DEVICE)
+    model = rounded(plain)
+    expected, by_weights = logits(plain, ids), relative(logits(model, ids), logits(plain, ids))
+    join(model)
+    given, linear_norm = [], ops.linear_norm
+
+    def watched(x: Tensor | Rounded, weight: Tensor, *rest, **options):
+        given.append((weight.shape[1], isinstance(x, Rounded)))
+        return linear_norm(x, weight, *rest, **options)
+
+    monkeypatch.setattr(ops, "linear_norm", watched)
+    with torch.inference_mode(), ops.using("triton"):
+        found = model(ids, past_key_values=model.allocate_state(1)).logits
+    delta = model.config.text_config.num_linear_heads * model.config.text_config.linear_value_dim
+    kinds = model.config.text_config.layer_types
+    assert [whether for width, whether in given if width == delta] == [True] * kinds.count("linear_attention")
+    assert 0.5 * by_weights < relative(found, expected) < 2 * by_weights
 
 
 def test_what_it_cannot_do(tmp_path: Path):

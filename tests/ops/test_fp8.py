@@ -76,16 +76,32 @@ def test_few_rows(m: int, plan: linear.Rows | linear.Tiles, gated: bool):
             assert_close(found[:, column], exact[:, column], BFLOAT16)
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("plan", [linear.Tiles(16, 16, 32), linear.Tiles(32, 16, 32, splits=2)], ids=str)
-def test_many_rows_in_tiles(plan: linear.Tiles):
+def test_many_rows_in_tiles(plan: linear.Tiles, gated: bool):
     """float8 on both sides, scales on both sides."""
+    if gated and plan.splits > 1:
+        pytest.skip("the parts of a gate cannot be added after it")
     m, n, k = 21, 19, 77
-    x, (w, scale), bias, residual = round_rows(normal(m, k)), weight(n, k), normal(n), normal(m, n)
-    found = linear.multiply(x, w, bias, residual, scale, plan=plan)
-    exact = ops.linear(x.to(torch.float64), w, bias, residual, scale, backend="reference")
+    x, (w, scale) = round_rows(normal(m, k)), weight(n * (1 + gated), k)
+    bias, residual = normal(len(w)), None if gated else normal(m, n)
+    found = linear.multiply(x, w, bias, residual, scale, plan=plan, gated=gated)
+    given = x.to(torch.float64), w, bias
+    if gated:
+        exact = ops.swiglu(*given, scale, backend="reference")
+    else:
+        exact = ops.linear(*given, residual, scale, backend="reference")
     assert found.dtype == torch.bfloat16
     for column in range(n):
         assert_close(found[:, column], exact[:, column], BFLOAT16)
+
+
+@pytest.mark.parametrize("m", [FEW + 1, 32, 33, fp8.TILED, fp8.TILED + 1])
+def test_gates_of_many_rows(m: int):
+    """As they are dispatched, whether one kernel makes them or two: x and weights in float8, with biases."""
+    x, (w, scale), bias = round_rows(normal(m, 48)), weight(64, 48), normal(64)
+    exact = ops.swiglu(x.to(torch.float64), w, bias.double(), scale, backend="reference")
+    assert_close(ops.swiglu(x, w, bias, scale, backend="triton"), exact, 2 * BFLOAT16)
 
 
 def test_parts_with_the_norm_of_the_sum():
@@ -157,33 +173,39 @@ def test_results_that_are_rounded(size: float):
 @pytest.mark.parametrize("piece", [8192, 10])
 def test_gated_norms_that_are_rounded(piece: int, monkeypatch: pytest.MonkeyPatch):
     """Of all heads of a token together, however long a prompt is: what it is in bfloat16, within half of the last
-    place, and zeros at padding. One token a row, and few in all, stay as they are."""
+    place, and zeros at padding and in rows that rest. One token a row, and few in all, stay as they are."""
     monkeypatch.setattr("infinitevl.ops.triton.frame.PIECE", piece)
     heads, key, value = 3, 16, 32
     widths = [heads * n for n in (key, key, value, value, 1, 1)]
     weights = DeltaWeights(
         *(normal(heads * n, 4) for n in (key, key, value)), normal(heads), normal(heads), normal(value).abs(), 1e-5
     )
-    lengths = torch.tensor([15, 4], device=DEVICE)
+    lengths, slots = torch.tensor([15, 4, 15], device=DEVICE), torch.tensor([3, 0, -1], device=DEVICE)
 
     def mixed(time: int, rounded: bool) -> Tensor | Rounded:
         torch.manual_seed(time)
-        parts = normal(2, time, sum(widths)).split(widths, dim=-1)
+        parts = normal(3, time, sum(widths)).split(widths, dim=-1)
         x = DeltaInputs(*(y.unflatten(-1, (heads, -1)) for y in parts[:4]), *parts[4:])
-        state = torch.randn(2, heads, key, value, device=DEVICE), normal(2, 3, heads * (2 * key + value))
-        return ops.delta_mixer(x, weights, *state, lengths=lengths.clamp(max=time), rounded=rounded, backend="triton")
+        memory, tail = torch.randn(4, heads, key, value, device=DEVICE), normal(4, 3, heads * (2 * key + value))
+        memory[[1, 2]], tail[[1, 2]] = float("nan"), float("nan")
+        rows = {"lengths": lengths.clamp(max=time), "slots": slots}
+        return ops.delta_mixer(x, weights, memory, tail, **rows, rounded=rounded, backend="triton")
 
     found, exact = mixed(15, True), mixed(15, False)
-    assert isinstance(found, Rounded) and found.shape == exact.shape == (2, 15, heads * value)
-    assert off(found, exact) < 1.2 and not found.to(torch.float32)[1, 4:].any()
-    assert all(torch.equal(mixed(time, True), mixed(time, False)) for time in (1, FEW // 2))
+    assert isinstance(found, Rounded) and found.shape == exact.shape == (3, 15, heads * value)
+    numbers = found.to(torch.float32)
+    assert off(found, exact) < 1.2 and not numbers[1, 4:].any() and not numbers[2].any() and numbers[0].any(-1).all()
+    assert all(torch.equal(mixed(time, True), mixed(time, False)) for time in (1, FEW // 3))
 
 
 def test_unsupported():
-    """Sizes that are no multiples of 16 bytes, with many rows: the eager operation takes them."""
-    x, (w, scale) = normal(FEW + 1, 40), weight(24, 40)
+    """Sizes that are no multiples of 16 bytes, with more rows than tiles take: the eager operation takes them."""
+    x, (w, scale) = normal(fp8.TILED + 1, 40), weight(24, 40)
     with pytest.raises(NotImplementedError, match="multiples of 16"):
         ops.linear(x, w, None, None, scale, backend="triton")
     assert_close(ops.linear(x[:3], w, None, None, scale, backend="triton"), ops.linear(x[:3], w, scale=scale), 1e-2)
+    rounded = round_rows(x[: FEW + 1])
+    exact = ops.linear(rounded.to(torch.float64), w, scale=scale, backend="reference")
+    assert_close(ops.linear(rounded, w, None, None, scale, backend="triton"), exact, BFLOAT16)
     exact = ops.linear(x.double(), w, scale=scale, backend="reference")
     assert_close(ops.linear(x, w, scale=scale, backend="eager"), exact, BFLOAT16)

@@ -200,7 +200,8 @@ def group_attention(qkv: Tensor, cos: Tensor, sin: Tensor, groups: Groups, *, ba
     """Softmax attention of tokens to those of their group: of qkv [T, 3, H, D], queries and keys turned by the angles
     of cos and sin [T, 1, D / 2], which pair i with i + D / 2, values as they are. Scores are scaled by D^-0.5.
 
-    qkv may be changed. Returns [T, H, D].
+    qkv may be changed; cos and sin may be read while the kernel before is still at work: they are no results of the
+    operations here. Returns [T, H, D].
     """
     return implementation("group_attention", qkv.device, backend)(qkv, cos, sin, groups)
 

@@ -1,6 +1,5 @@
-"""Products with weights in float8 for many rows: both sides in float8, on tensor cores that do twice as many of them.
-
-Few rows are in `linear`: there the weight is all that has to be read, and the rows stay as they are.
+"""Numbers in float8 on a GPU: rounding rows, and cuBLAS's products of two sides in float8, on tensor cores that do
+twice as many of them. Products in tiles, and of few rows, which stay as they are, are in `linear`.
 """
 
 import torch
@@ -12,7 +11,8 @@ from infinitevl.ops.rounding import FEW, FP8, LARGEST, SMALLEST, Rounded
 from infinitevl.ops.triton.launch import launches
 
 LARGEST_, SMALLEST_ = tl.constexpr(LARGEST), tl.constexpr(SMALLEST)
-ALIGNED = 16  # bytes of a row, and rows of a weight
+ALIGNED = 16  # bytes of a row, and rows of a weight, that cuBLAS asks for
+TILED = 64  # rows up to which tiles take weights of any size
 
 
 def unfit(rows: int, weight: Tensor) -> str | None:
@@ -20,7 +20,7 @@ def unfit(rows: int, weight: Tensor) -> str | None:
     if not knows_fp8(weight):
         return "this GPU has no products of float8"
     odd = any(size % ALIGNED for size in (*weight.shape, weight.stride(0)))
-    return f"sizes must be multiples of {ALIGNED} in float8" if odd and rows > FEW else None
+    return f"sizes must be multiples of {ALIGNED} in float8" if odd and rows > TILED else None
 
 
 def takes_rounded(x: Tensor, rows: int) -> bool:

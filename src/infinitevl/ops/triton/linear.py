@@ -4,7 +4,7 @@ streams), and frames where the weight has few rows. The rest stays with cuBLAS.
 One row: no tensor cores, a program sums whole rows of the weight, which is read once, 16 bytes a thread.
 More: tiles of out^T = weight x^T, so that the weight is the wide side of the tensor cores' product however few the
 rows of x are. Where that gives too few tiles for the processors, K is split and a second kernel adds the parts up.
-Weights in float8 become x's dtype in registers; what x^T is multiplied with is exact, and the sums get the scales.
+Weights in float8 become x's dtype in registers, where x is not `Rounded`, too; the sums get the scales.
 
 Every launch may begin before the one before it has ended (`launches`), and loads weights meanwhile: they must not be
 results of the kernels of this package.
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infinitevl.ops.rounding import FEW, Rounded
-from infinitevl.ops.triton.fp8 import product, round_rows, unfit
+from infinitevl.ops.triton.fp8 import TILED, product, round_rows, unfit
 from infinitevl.ops.triton.launch import launches
 from infinitevl.ops.triton.pointwise import add_norm, add_parts, check_norm, rms_norm, silu_product, with_shape
 
@@ -143,8 +143,9 @@ def plan_of(m: int, n: int, k: int, gated: bool = False, fp8: bool = False) -> R
 
 
 def _tiles_of_fp8(m: int, n: int, k: int, gated: bool) -> Tiles | None:
-    """Where cuBLAS has too few tiles for the processors, or, of short rows, is long at their ends."""
-    if m <= 64:
+    """Up to TILED rows whatever the weight is; of more, where cuBLAS has too few tiles for the processors, or, of short
+    rows, is long at their ends."""
+    if m <= TILED:
         block, splits = 32 if m <= 32 else 64, 4 if n <= 2048 and not gated else 1
         return Tiles(block, 64, 128, splits=splits, stages=4 if gated else 6)
     if m <= 256 and n <= 2560 and not gated:
