@@ -237,8 +237,7 @@ class Endless:
         ("<image>?", {"images": [np.zeros((0, 28, 28, 3), np.uint8)]}, "without frames"),
         ("<image>?", {"images": [np.array([None])]}, ""),
         ("<image>?", {"images": [clip(1, 2, 500)[0]]}, "200 times longer"),
-        ("<video>?", {"videos": [clip(41)]}, "more than 40 frames"),
-        ("<video>?", {"videos": [Endless()]}, "more than 40 frames"),
+        ("<video>?", {"videos": [Endless()]}, "a video of more than 10240 frames, for 40"),
         ("<video>?", {"videos": [[clip(1)[0], clip(1, 28, 56)[0]]]}, "differ in size"),
         ("<video>?", {}, "1 <video> marks for 0 files"),
         ("?" * 2000, {}, "tokens, more than 2000"),
@@ -257,6 +256,23 @@ def test_an_answer_is_needed(encode: Encoder):
         encode(sample(("user", "?")))
     with pytest.raises(BadSample, match="no answer"):
         encode(sample())
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "taken"), [(40, 28, range(40)), (41, 28, range(0, 41, 2)), (79, 28, range(0, 79, 2)),
+                                  (200, 28, range(0, 200, 8)), (41, 56, range(0, 41, 2))],
+)  # fmt: skip
+def test_a_long_video_is_sampled_sparsely(model: Model, encode: Encoder, frames: int, size: int, taken: range):
+    """At most 40 frames, evenly, where they are in time; and no more than fit beside text and another video."""
+    picture = clip(frames, size, size)
+    encoded = encode(sample(("user", "<video>?"), ("assistant", "!"), videos=[picture]))
+    assert torch.equal(encoded.frames[0][:, 0, 0], torch.from_numpy(picture)[list(taken), 0, 0])
+    seen = encoded.positions[0][encoded.ids == model.config.video_token_id]
+    ticks = [number // 2 * model.config.vision_config.tokens_per_second for number in taken]
+    assert (seen - seen[0]).unique().tolist() == sorted(set(ticks))
+    small = Encoder(model.processor, model.config, max_tokens=250, max_frames=40, **BOUNDS)
+    both = small(sample(("user", "<video><video>?"), ("assistant", "!" * 20), videos=[picture, picture]))
+    assert len(both) <= 250 and len(both.frames[0]) == len(both.frames[1]) > 1
 
 
 def test_a_long_video_is_refused_before_it_is_read(model: Model):

@@ -30,6 +30,7 @@ from infinitevl.video.media import timed_frames
 from infinitevl.video.resize import resize
 
 IGNORED = -100
+SPARSEST = 256  # a longer video has one frame of so many, and more are too many
 
 
 @dataclass
@@ -83,7 +84,9 @@ class _Draft:
 
 
 class Encoder:
-    """max_tokens: longer samples are refused. min_pixels, max_pixels: bounds of a frame. max_frames: of a video."""
+    """max_tokens: longer samples are refused. min_pixels, max_pixels: bounds of a frame. max_frames: of a video, of which
+    every second, fourth, ... is taken where there are more, or more than there is room for; None: it is refused then.
+    """
 
     def __init__(
         self,
@@ -112,6 +115,7 @@ class Encoder:
 
     def _encode(self, sample: Sample) -> Encoded:
         draft, media = _Draft(), {IMAGE_MARK: iter(sample.images), VIDEO_MARK: iter(sample.videos)}
+        room = (self.max_tokens - self._text_tokens(sample)) // max(1, len(sample.videos))
         if sample.messages[0]["role"] != "system":
             draft.text(self._ids(SYSTEM))
         for message in sample.messages:
@@ -119,7 +123,7 @@ class Encoder:
             draft.text(self._ids(f"{IM_START}{message['role']}\n"))
             for piece in _pieces(message):
                 if piece in media:
-                    self._media(draft, piece, next(media[piece]), sample.fps)
+                    self._media(draft, piece, next(media[piece]), sample.fps, room)
                 else:
                     draft.text(self._ids(piece, special=False), learnt)
             draft.text(self._ids(IM_END), learnt)
@@ -128,14 +132,30 @@ class Encoder:
             raise InfiniteVLError(f"{len(draft.ids)} tokens, more than {self.max_tokens}")
         return draft.finished()
 
+    def _text_tokens(self, sample: Sample) -> int:
+        """As many as there are besides those of media, if every one of these is one picture or video."""
+        frame = [SYSTEM] if sample.messages[0]["role"] != "system" else []
+        for message in sample.messages:
+            frame += [f"{IM_START}{message['role']}\n", IM_END, "\n"]
+        said = [piece for message in sample.messages for piece in _pieces(message)]
+        marks = [piece for piece in said if piece in (IMAGE_MARK, VIDEO_MARK)]
+        frame += [VISION_START, VISION_END] * len(marks)
+        words = sum(len(self._ids(piece, special=False)) for piece in said if piece not in marks)
+        return words + sum(len(self._ids(piece)) for piece in frame)
+
     @lru_cache(maxsize=4096)  # noqa: B019 - an encoder lives as long as the training; most pieces recur
     def _ids(self, text: str, special: bool = True) -> list[int]:
         return self.processor.encode(text, special=special)
 
-    def _media(self, draft: _Draft, mark: str, source: Any, fps: float) -> None:
+    def _media(self, draft: _Draft, mark: str, source: Any, fps: float, room: int) -> None:
         timed = self._frames(source, fps)
         is_image = mark == IMAGE_MARK
-        pairs = list(islice(timed, 1)) if is_image else self._all(timed, self.max_tokens - len(draft.ids))
+        if is_image:
+            pairs = list(islice(timed, 1))
+        elif self.max_frames is None:
+            pairs = self._all(timed, self.max_tokens - len(draft.ids))
+        else:
+            pairs = self._some(timed, self.max_frames, room)
         if len({frame.shape for _, frame in pairs}) != 1:
             raise InfiniteVLError("the frames of a video differ in size" if pairs else "a video without frames")
         token = self.config.image_token_id if is_image else self.config.video_token_id
@@ -160,12 +180,27 @@ class Encoder:
         pairs, tokens = [], 0
         for time, frame in timed:
             pairs.append((time, frame))
-            tokens += frame.shape[0] * frame.shape[1] // self.side**2
-            if self.max_frames is not None and len(pairs) > self.max_frames:
-                raise InfiniteVLError(f"a video of more than {self.max_frames} frames")
+            tokens += self._tokens(frame)
             if tokens > room:
                 raise InfiniteVLError(f"more than {self.max_tokens} tokens, {len(pairs)} frames into a video")
         return pairs
+
+    def _some(self, timed: Iterator[tuple[float, Tensor]], most: int, room: int) -> list[tuple[float, Tensor]]:
+        """At most so many frames, of so many tokens, evenly: every second of those so far goes when they are too many,
+        and of those to come."""
+        pairs, step = [], 1
+        for number, (time, frame) in enumerate(timed):
+            if number % step:
+                continue
+            pairs.append((time, frame))
+            if len(pairs) > min(most, room // self._tokens(frame)):
+                pairs, step = pairs[::2], 2 * step
+            if step > SPARSEST:
+                raise InfiniteVLError(f"a video of more than {number} frames, for {most} and {room} tokens")
+        return pairs
+
+    def _tokens(self, frame: Tensor) -> int:
+        return frame.shape[0] * frame.shape[1] // self.side**2
 
     def _frames(self, source: Any, fps: float) -> Iterator[tuple[float, Tensor]]:
         """Frames of a size that the model takes, and their seconds: answers are about the whole video."""

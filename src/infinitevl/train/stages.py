@@ -32,7 +32,8 @@ class Stage:
     the end. optimizer: see `optimizers`. data: a mixture of StreamWorld episodes, or of files. rows, tokens: size of
     a batch, of all processes together; accumulate: batches whose gradients make one step. checkpointing: compute
     the student's layers again for the backward pass, which saves memory and changes no result. max_pixels, of an
-    image or a frame, max_frames and fps, of a video: for data in files.
+    image or a frame, max_frames and fps, of a video, which is sampled more sparsely where it is longer: for data in
+    files.
     """
 
     name: str
