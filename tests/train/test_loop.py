@@ -1,8 +1,10 @@
 """Training goes on where it was killed, is never done twice, and stops where it breaks."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -209,14 +211,26 @@ def test_only_what_trains_changes(tmp_path: Path):
     assert all(name.split(".")[3] in "12" and ".self_attn." in name for name in changed)
 
 
-def test_nan_in_a_weight(tmp_path: Path):
+@pytest.mark.parametrize("layer", [1, 2])
+def test_nan_in_a_weight(layer: int, tmp_path: Path):
+    """Then every gradient is none, so that the weights tell where."""
     student = small_model(KINDS)
-    student.model.language_model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
+    student.model.language_model.layers[layer].mlp.up_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(
-        InfiniteVLError, match=r"^test broke at step 1: a loss of nan; the largest gradient is in "
+        InfiniteVLError,
+        match=rf"^test broke at step 1: a loss of nan; the largest gradient is in language_model\.layers\.{layer}, whose",
     ) as e:
         train_stage(stage(), student, None, Copies(student, 6), tmp_path, Settings())
     assert "\n" not in str(e.value)
+
+
+def test_nan_from_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Weights are fine, and no gradient is."""
+    weighed = Objective.forward
+    monkeypatch.setattr(Objective, "forward", lambda objective, batch: weighed(objective, batch) * float("nan"))
+    student = small_model(KINDS)
+    with pytest.raises(InfiniteVLError, match="a loss of nan; the largest gradient is in no part alone"):
+        train_stage(stage(), student, None, Copies(student, 6), tmp_path, Settings())
 
 
 def test_the_largest_gradient_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -242,6 +256,40 @@ def test_an_exploding_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     student = small_model(KINDS)
     with pytest.raises(InfiniteVLError, match="step 26: a loss of 21, where 1 was usual; the largest gradient is in "):
         train_stage(stage(steps=30), student, None, Copies(student, 30), tmp_path, Settings())
+
+
+def test_a_loss_that_explodes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What the loss has been since is no excuse."""
+    losses = iter([6.0, 60.0, 100.0, 110.0, 121.0])
+
+    def forward(objective: Objective, batch: Batch) -> Tensor:
+        return (objective.student.model.language_model.norm.weight.sum() * 0 + 1) * next(losses)
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    student = small_model(KINDS)
+    with pytest.raises(InfiniteVLError, match="step 5: a loss of 121, where 6 was usual"):
+        train_stage(stage(steps=30), student, None, Copies(student, 30), tmp_path, Settings())
+
+
+def test_logs_go_on_where_training_does(tmp_path: Path):
+    """Steps that a kill took back are in TensorBoard once."""
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    kind = STAGES["cross_entropy"]
+    with pytest.raises(Killed):
+        train(kind, tmp_path, killed_at=5)
+    train(kind, tmp_path)
+    events = reading.EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, kind.steps + 1))
+
+
+@pytest.mark.parametrize(("key", "mode", "told"), [(None, "", False), ("a key", "", True), (None, "offline", True)])
+def test_wandb_is_told_where_it_can_be(key: str | None, mode: str, told: bool, monkeypatch: pytest.MonkeyPatch):
+    wandb: Any = ModuleType("wandb")
+    wandb.api = SimpleNamespace(api_key=key)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert loop._may_log("wandb") is told and loop._may_log("tensorboard")
 
 
 def test_the_learning_rate():

@@ -13,9 +13,9 @@ NAMES = ("fp8", "float8_e4m3fn", FP8)  # what it is called as a dtype
 @torch.no_grad()
 def quantise(model: Any) -> None:
     """Round the weights of all linear maps to float8, in place, the head apart from the embedding that it was tied to.
-    Everything else stays as it is: embeddings, norms, convolutions, biases, and the states of streams. On a GPU what is
-    multiplied with them is rounded, too, where it has more than `rounding.FEW` rows: frames, text in long pieces, and
-    tokens of as many streams at once, so that results depend on how many there are.
+    Everything else stays as it is: embeddings, norms, convolutions, biases, and the states of streams. On a GPU what
+    is multiplied with them is rounded, too, where it has more than `rounding.FEW` rows: frames, text in long pieces,
+    and tokens of as many streams at once, so that results depend on how many there are.
     """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

@@ -43,9 +43,9 @@ from infinitevl.train.keeping import (
 )
 from infinitevl.train.optimizers import optimizers
 from infinitevl.train.parallel import joined, shared, whole
-from infinitevl.train.stages import Objective, Stage, gradient_norms, select, summary
+from infinitevl.train.stages import Objective, Stage, gradient_norms, not_numbers, select, summary
 
-LOGGERS = ("tensorboard", "wandb")  # those that are installed are told
+LOGGERS = ("tensorboard", "wandb")  # those that are installed are told, and W&B where it is logged in or offline
 REMEMBERED = 100  # losses that tell what is usual
 EXPLODED = 20.0  # times the median of these, and
 ALWAYS_FINE = 10.0  # above what any start has: the loss of a good model may well jump from 0.01 to 0.3
@@ -81,13 +81,22 @@ def accelerate(out: Path | None = None) -> Accelerator:
         # cuDNN's attention plans anew for every new shape of a batch: 0.26 s a step of nano on an H200, 0.22 s without
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.set_float32_matmul_precision("high")  # what autocast leaves in float32 may use TF32
-    loggers: list[Any] = [name for name in LOGGERS if find_spec(name)] if out else []
+    loggers: list[Any] = [name for name in LOGGERS if find_spec(name) and _may_log(name)] if out else []
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # else only one process would read the models
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # of vision in batches of text
     return Accelerator(
         cpu=not torch.accelerator.is_available(),  # else processes of torchrun would not know of each other
         mixed_precision="bf16" if gpu else "no", log_with=loggers or None, project_dir=out, kwargs_handlers=[unused],
     )  # fmt: skip
+
+
+def _may_log(logger: str) -> bool:
+    """W&B asks for a key where it has none, which ends a training that nobody sits at."""
+    if logger != "wandb" or os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return True
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    return bool(wandb.api.api_key)
 
 
 def train_stage(
@@ -180,11 +189,12 @@ class _Run:
         self.trained = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
         self.step, self.tokens, self.state = 0, 0, None
         self.losses: list[float] = []
+        self.first = math.inf  # loss of the stage
 
     def train(self, data: Data) -> None:
         self._resume()
         self.objective.train()
-        self.accelerator.init_trackers("logs")
+        self.accelerator.init_trackers("logs", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
         if self.accelerator.is_main_process:
             forget_after(self.out / METRICS, self.step)
         path = self.out / METRICS if self.accelerator.is_main_process else Path(os.devnull)
@@ -193,7 +203,8 @@ class _Run:
             for point in self._points(data):
                 self.accelerator.log(asdict(point), step=point.step)
                 metrics.write(point.line())
-                told = f"loss {point.loss:.4f}  {point.tokens_per_second:,.0f} tokens/s"
+                told = f"loss {point.loss:.4f}  gradient {point.gradient_norm:.2f}  rate {point.learning_rate:.1e}"
+                told = f"{told}  {point.tokens_per_second:,.0f} tokens/s"
                 bar.update(task, completed=point.step, told=told)
                 if point.step % self.settings.checkpoint_every == 0:
                     metrics.flush()
@@ -211,6 +222,7 @@ class _Run:
                 point, tokens = self._step([batch for batch, _ in pairs]), self.tokens
                 self.step, self.tokens, self.state = point.step, point.tokens, pairs[-1][1]
                 self.losses = [*self.losses, point.loss][-REMEMBERED:]
+                self.first = point.loss if point.step == 1 else self.first
                 now = perf_counter()
                 point.tokens_per_second, began = (self.tokens - tokens) / (now - began), now
                 yield point
@@ -259,7 +271,7 @@ class _Run:
         return tensor.tolist()
 
     def _check(self, loss: float, norm: float) -> None:
-        usual = median(self.losses) if len(self.losses) >= REMEMBERED // 5 else math.inf
+        usual = min(self.first, median(self.losses)) if self.losses else math.inf
         if not math.isfinite(loss):
             self._stop(f"a loss of {loss}")
         if loss > max(EXPLODED * usual, ALWAYS_FINE):
@@ -268,18 +280,28 @@ class _Run:
             self._stop(f"a gradient of norm {norm}")
 
     def _stop(self, why: str) -> None:
-        norms = gradient_norms(self.student)
-        worst = max(norms, key=lambda part: norms[part] if math.isfinite(norms[part]) else math.inf, default="none")
         raise InfiniteVLError(
-            f"{self.stage.name} broke at step {self.step + 1}: {why}; the largest gradient is in {worst}. Delete "
+            f"{self.stage.name} broke at step {self.step + 1}: {why}; the largest gradient is in {self._worst()}. Delete "
             f"{self.out} and run again with a lower learning_rate (now {self.stage.learning_rate:g}), a longer "
             f"warmup, or clip below {self.stage.clip:g}"
         )
 
+    def _worst(self) -> str:
+        """The part that broke, as far as weights and gradients tell."""
+        broken = not_numbers(self.student)
+        if broken:
+            return f"{broken[0]}, whose weights are not all numbers"
+        norms = {
+            part: norm if math.isfinite(norm) else math.inf for part, norm in gradient_norms(self.student).items()
+        }
+        if norms and min(norms.values()) == math.inf:
+            return "no part alone: none is a number"
+        return max(norms, key=norms.__getitem__, default="none")
+
     def _save(self) -> None:
         main = self.accelerator.is_main_process
         state = {
-            "step": self.step, "tokens": self.tokens, "losses": self.losses,
+            "step": self.step, "tokens": self.tokens, "losses": self.losses, "first": self.first,
             "data": gather_object([self.state]),  # of every process
             "weights": _whole_weights(self.trained.items(), self.accelerator),
             "optimizers": [whole(optimizer.state_dict(), main) for optimizer in self.optimizers],
@@ -294,7 +316,7 @@ class _Run:
             return
         if len(state["data"]) != self.accelerator.num_processes:
             raise InfiniteVLError(f"{self.out} was begun by {len(state['data'])} processes: go on with as many")
-        self.step, self.tokens, self.losses = state["step"], state["tokens"], state["losses"]
+        self.step, self.tokens, self.losses, self.first = (state[x] for x in ("step", "tokens", "losses", "first"))
         self.state = state["data"][self.accelerator.process_index]
         for name, parameter in self.trained.items():
             parameter.copy_(shared(state["weights"][name], parameter))

@@ -1,5 +1,6 @@
 """The stages of the paper: what trains, on which loss, and one step of it."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -216,6 +217,17 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
     squares: dict[str, float] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            part = ".".join(name.split(".")[1:4])
+            part = _part(name)
             squares[part] = squares.get(part, 0.0) + float(joined(parameter.grad.float().square().sum()))
     return {part: square**0.5 for part, square in squares.items()}
+
+
+def not_numbers(model: nn.Module) -> list[str]:
+    """The layers and parts with a weight that is no number, or infinite."""
+    sums = {name: float(joined(p.detach().float().sum())) for name, p in model.named_parameters()}
+    return list(dict.fromkeys(_part(name) for name, total in sums.items() if not math.isfinite(total)))
+
+
+def _part(name: str) -> str:
+    """Such as language_model.layers.2, of the name of a parameter."""
+    return ".".join(name.split(".")[1:4])

@@ -143,8 +143,8 @@ def plan_of(m: int, n: int, k: int, gated: bool = False, fp8: bool = False) -> R
 
 
 def _tiles_of_fp8(m: int, n: int, k: int, gated: bool) -> Tiles | None:
-    """Up to TILED rows whatever the weight is; of more, where cuBLAS has too few tiles for the processors, or, of short
-    rows, is long at their ends."""
+    """Up to TILED rows whatever the weight is; of more, where cuBLAS has too few tiles for the processors, or, of
+    short rows, is long at their ends."""
     if m <= TILED:
         block, splits = 32 if m <= 32 else 64, 4 if n <= 2048 and not gated else 1
         return Tiles(block, 64, 128, splits=splits, stages=4 if gated else 6)
