@@ -84,8 +84,8 @@ class _Draft:
 
 
 class Encoder:
-    """max_tokens: longer samples are refused. min_pixels, max_pixels: bounds of a frame. max_frames: of a video; of one
-    with more, or more than there is room for, every second, fourth, ... is taken. None: it is refused.
+    """max_tokens: longer samples are refused. min_pixels, max_pixels: bounds of a frame. max_frames: of a video; of
+    one with more, or more than there is room for, every second, fourth, ... is taken. None: it is refused.
     """
 
     def __init__(

@@ -280,8 +280,9 @@ class _Run:
             self._stop(f"a gradient of norm {norm}")
 
     def _stop(self, why: str) -> None:
+        worst = self._worst()
         raise InfiniteVLError(
-            f"{self.stage.name} broke at step {self.step + 1}: {why}; the largest gradient is in {self._worst()}. Delete "
+            f"{self.stage.name} broke at step {self.step + 1}: {why}; the largest gradient is in {worst}. Delete "
             f"{self.out} and run again with a lower learning_rate (now {self.stage.learning_rate:g}), a longer "
             f"warmup, or clip below {self.stage.clip:g}"
         )
