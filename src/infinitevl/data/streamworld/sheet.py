@@ -10,7 +10,7 @@ from infinitevl.data.streamworld.perception import GLANCE, RECENT
 from infinitevl.data.streamworld.questions import KINDS, Question
 from infinitevl.data.streamworld.vocabulary import Split
 
-GAP, TEXT = 8, 44  # pixels between cells, and below each for the words
+GAP, LINE = 8, 19  # pixels between cells, and of a line of words below each
 MOST_EPISODES = 400
 
 
@@ -58,20 +58,28 @@ def _find(
 
 
 def _cell(episode: Episode, question: Question, zoom: int) -> Image.Image:
-    """Two frames side by side, or one that has all the evidence, over two lines of words."""
+    """Two frames side by side, or one that has all the evidence, over three lines of words."""
     earlier = max(0, question.frame - _back(question))
     side = zoom * episode.frames.shape[1]
-    cell = Image.new("RGB", (2 * side + GAP // 2, side + TEXT), "white")
+    cell = Image.new("RGB", (2 * side + GAP // 2, side + 3 * LINE + 3), "white")
     for place, index in enumerate(sorted({earlier, question.frame})):
         picture = Image.fromarray(episode.frames[index]).resize((side, side), Image.Resampling.NEAREST)
         cell.paste(picture, (place * (side + GAP // 2), 0))
     pen, font = ImageDraw.Draw(cell), ImageFont.load_default(size=12)
-    pen.text((2, side + 3), question.question, "black", font)
     held_out = ", held out" if question.held_out else ""
     about = f"{question.kind}, frame {question.frame}, age {question.age}{held_out}"
-    pen.text((2, side + 22), question.answer, "red", font)
-    pen.text((side, side + 22), about, "grey", font)
+    lines = (question.question, "black"), (question.answer, "red"), (about, "grey")
+    for number, (text, colour) in enumerate(lines):
+        pen.text((2, side + 3 + number * LINE), _cut(text, cell.width - 4, font), colour, font)
     return cell
+
+
+def _cut(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """As much of it as fits."""
+    whole = text
+    while font.getlength(text) > width:
+        text = f"{whole[: len(text) - 2]}…"
+    return text
 
 
 def _back(question: Question) -> int:
