@@ -1,8 +1,8 @@
-# Everything a bare machine needs is made on the way: a virtual environment with the CPU build of PyTorch.
+# Everything a bare machine needs is made on the way: a virtual environment, with PyTorch for the GPU where there is one.
 PYTHON ?= python3
 BIN := .venv/bin
-# Where PyTorch is looked for besides PyPI. With a GPU: make TORCH_INDEX=https://download.pytorch.org/whl/cu130 ...
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Where PyTorch is looked for besides PyPI.
+TORCH_INDEX ?= https://download.pytorch.org/whl/$(if $(shell command -v nvidia-smi),cu130,cpu)
 VIDEO ?=
 MODEL ?=
 # Of the speed run: minutes on one H200, or on two CPU cores.

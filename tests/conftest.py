@@ -26,3 +26,12 @@ def shared() -> Path:
     if not (path / "golden").is_dir():
         pytest.skip(f"no golden/ in {path}: set INFINITEVL_SHARED to the shared folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def media() -> Path:
+    """Pictures and videos of the shared folder."""
+    folder = Path(os.environ.get("INFINITEVL_SHARED", ROOT.parent / "shared")) / "media"
+    if not folder.is_dir():
+        pytest.skip(f"the shared media are not at {folder}")
+    return folder

@@ -319,6 +319,8 @@ def train(recipe: str, changes: tuple[str, ...]) -> int:
     teacher=FOLDER       a Qwen2.5-VL checkpoint, instead of a teacher stage; 4b needs one
     sft.data=a.json,b.jsonl, long.data=4*sft.json,1*video.json
                          files of conversations, and weights, instead of StreamWorld; 4b needs them for every stage
+    sft.data=a.json?root=MEDIA, sft.data=ORG/NAME?format=hf&subset=S&split=train
+                         media in another folder; a dataset of the Hugging Face hub, streamed
 
     Every stage writes OUT/STAGE/model, which every command loads, metrics.jsonl and loss.png, and of files
     skipped.jsonl, what could not be used. Under `accelerate launch` processes share the rows of every batch.

@@ -20,7 +20,7 @@ from infinitevl.evaluation.scores import Line
 from infinitevl.train import loop, pipeline, recipes, report
 
 Run = Callable[..., Any]
-STAGES = ["teacher", "layerwise", "distillation", "sft"]
+STAGES = ["teacher", "layerwise", "distillation", "sft", "long"]
 TINY = Plan(
     count=2, rows=8, ages=(0.5, 1), facts=2, loads=(), long_tokens=512, long_streams=2, long_ages=(1,), asking=32,
     ablations=False,
@@ -63,8 +63,8 @@ def test_from_nothing_to_a_report_which_is_kept(run: Run, done: list[str], tmp_p
     wanted = ("speedrun", "tiny", "out=out", "workers=0")
     found = run(*wanted)
     assert (found.code, found.out) == (0, ["out/report.md"])
-    assert [line for line in found.err if "evaluated in" in line] == found.err[-2:]
-    assert done == [*STAGES, "out/teacher/eval", "out/eval"]
+    assert [line for line in found.err if "evaluated in" in line] == found.err[-3:]
+    assert done == [*STAGES, "out/teacher/eval", "out/sft/eval", "out/eval"]
 
     text, numbers = (tmp_path / "out/report.md").read_text(), json.loads((tmp_path / "out/report.json").read_text())
     assert [stage["name"] for stage in numbers["stages"]] == STAGES

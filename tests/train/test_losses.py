@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from helpers import assert_close, assert_same_gradients
 from infinitevl.data.encode import IGNORED
@@ -94,3 +96,31 @@ def test_half_precision_sums_in_float32():
     hidden, head = torch.randn(64, WIDTH).bfloat16(), torch.randn(VOCABULARY, WIDTH).bfloat16()
     loss = losses.cross_entropy(hidden, head, torch.randint(VOCABULARY, (64,)))
     assert loss.dtype == torch.float32
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor of any operation has, forward and backward."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        made = [x.numel() for x in tree_leaves(found) if isinstance(x, Tensor) and x.is_floating_point()]
+        self.numbers = max(self.numbers, *made, 0)
+        return found
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "distillation"])
+def test_logits_of_all_tokens_never_exist(loss: str):
+    """Those of a chunk are the largest tensor."""
+    tokens, vocabulary = 40 * CHUNK, 20 * WIDTH
+    hidden, other = inputs(tokens, WIDTH), inputs(tokens, WIDTH).detach()
+    head, teachers = inputs(vocabulary, WIDTH), inputs(vocabulary, WIDTH).detach()
+    with Largest() as largest:
+        if loss == "cross_entropy":
+            losses.cross_entropy(hidden, head, torch.randint(vocabulary, (tokens,))).backward()
+        else:
+            real = torch.ones(tokens, dtype=torch.bool)
+            losses.distillation(hidden, other, head, teachers, real, 2.0).backward()
+    assert hidden.grad is not None and hidden.grad.any()
+    assert largest.numbers == max(CHUNK * vocabulary, tokens * WIDTH)

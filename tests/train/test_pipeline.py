@@ -108,7 +108,7 @@ def test_micro_with_a_teacher(command: Command, qwen: Path, tmp_path: Path, monk
     """On StreamWorld, as without; begun with another teacher it does not go on."""
     quick = replace(micro(), stages=tuple(replace(stage, steps=1, rows=1, tokens=200) for stage in micro().stages))
     monkeypatch.setitem(recipes.RECIPES, "micro", lambda: quick)
-    assert command("micro", f"teacher={qwen}", "workers=0")[:2] == (0, ["runs/micro/sft/model"])
+    assert command("micro", f"teacher={qwen}", "workers=0")[:2] == (0, ["runs/micro/long/model"])
     assert not (tmp_path / "runs/micro/teacher/metrics.jsonl").exists()
     code, _, err = command("micro", "workers=0")
     assert (code, len(err)) == (2, 1)

@@ -41,22 +41,42 @@ def questions(tmp_path: Path) -> Path:
     for number, size in enumerate([(80, 60), (64, 200)]):
         Image.fromarray(picture(*size, 50 * number)).save(tmp_path / f"{number}.jpg")
     write_video(tmp_path / "2.mp4")
-    media = [("images", "0.jpg"), ("images", "1.jpg"), ("videos", "2.mp4")]
+    return ask(tmp_path, [("images", "0.jpg"), ("images", "1.jpg"), ("videos", "2.mp4")])
+
+
+def ask(folder: Path, media: list[tuple[str, str]]) -> Path:
     rows = [
         {"conversations": [{"from": "human", "value": QUESTIONS[kind]}, {"from": "gpt", "value": name}], kind: [name]}
         for kind, name in media
     ]
     rows.append({"conversations": [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Hello."}]})
-    (tmp_path / "questions.json").write_text(json.dumps(rows))
-    return tmp_path / "questions.json"
+    (folder / "questions.json").write_text(json.dumps(rows))
+    return folder / "questions.json"
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "layerwise", "distillation"])
+LOSSES = pytest.mark.parametrize("loss", ["cross_entropy", "layerwise", "distillation"])
+
+
+@LOSSES
 def test_a_few_steps(questions: Path, loss: str):
+    take_steps(questions, loss)
+
+
+@LOSSES
+def test_a_few_steps_on_the_shared_media(media: Path, tmp_path: Path, loss: str):
+    """Photographs, and videos of several containers and codecs, longer than what is taken of them."""
+    kinds = {".jpg": "images", ".mp4": "videos", ".avi": "videos"}
+    found = [(kinds[path.suffix], str(path)) for path in sorted(media.iterdir()) if path.suffix in kinds]
+    assert len({kind for kind, _ in found}) == 2
+    take_steps(ask(tmp_path, found), loss)
+
+
+def take_steps(questions: Path, loss: str) -> None:
     student, kind = small_model(), stage(loss=loss)
     teacher = small_teacher() if kind.needs_teacher else None
     names, skipped = select(student, "language" if teacher is None else "delta"), Skipped()
-    data = FileBatches((FilePart(1, str(questions)),), encoder(student, TOKENS), 2, TOKENS, 3, 0, skipped)
+    encode = encoder(student, TOKENS, max_frames=16)
+    data = FileBatches((FilePart(1, str(questions)),), encode, 2, TOKENS, 3, 0, skipped)
     objective, losses = Objective(kind, student, teacher), []
     optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-3)
     for batch, _ in data.batches(0, None, 0):

@@ -57,11 +57,13 @@ def test_changes():
             "lr: there are out, workers, checkpoint_every, window, size, vocabulary, seed, teacher, and ",
         ),
         (["micro", "text=1"], "text: there are out"),
-        (["micro", "long.steps=1"], "the stages teacher, layerwise, distillation, sft"),
+        (["micro", "tail.steps=1"], "the stages teacher, layerwise, distillation, sft, long"),
         (["micro", "sft.lr=1"], "sft.lr: a stage has loss, trains, data, steps"),
         (["micro", "sft.data="], "sft.data: nothing is no file, such as a.json or, with a weight, 4*a.json"),
         (["micro", "sft.data=a.json,0*b.json"], "sft.data: 0*b.json is no file"),
         (["micro", "sft.data=none.json"], "none.json: no such file"),
+        (["micro", "sft.data=a.json?rot=b"], "sft.data: rot of a.json: a source has format, root, split, subset"),
+        (["micro", "sft.data=a.json?root=nowhere"], "nowhere: no such folder"),
         (["micro", "sft.checkpointing=yes"], "sft.checkpointing=yes: it is one of true, false"),
         (["micro", "sft.max_pixels=100"], "sft.max_pixels=100: it is at least 784"),
         (["micro", "sft.name=1"], "sft.name: a stage has loss"),
@@ -105,7 +107,7 @@ def test_a_recipe(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """All stages; killed in the middle of the last and run again, it ends with the same weights."""
     monkeypatch.setitem(recipes.RECIPES, "quick", quick)
     code, out, err = run("quick", "workers=0", "sft.learning_rate=1e-3")
-    assert (code, out) == (0, ["runs/quick/sft/model"])
+    assert (code, out) == (0, ["runs/quick/long/model"])
     names = [stage.name for stage in quick().stages]
     for name in names:
         assert any(line.startswith(f"{name}: 3 steps of ") for line in err)
@@ -119,7 +121,7 @@ def test_a_recipe(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     def killed(self: Any, data: Any) -> Any:
         for point in points(self, data):
             yield point
-            if self.stage.name == "sft" and point.step == 2:
+            if self.stage.name == "long" and point.step == 2:
                 raise Killed
 
     arguments = ("quick", "workers=0", "checkpoint_every=1", "out=again", "sft.learning_rate=1e-3")
@@ -127,7 +129,7 @@ def test_a_recipe(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         patched.setattr(loop._Run, "_points", killed)
         patched.setattr(sys, "argv", ["infinitevl", "train", *arguments])
         cli.main()
-    assert (tmp_path / "again/sft/checkpoint.pt").exists()
+    assert (tmp_path / "again/long/checkpoint.pt").exists()
     assert run(*arguments)[0] == 0
     for name in names:
         expected, found = (weights(tmp_path / folder / name / "model") for folder in ("runs/quick", "again"))
@@ -145,7 +147,11 @@ def test_data_in_files():
     }
     assert stages["sft"].data == (FilePart(1, "a.json"), FilePart(1, "b.jsonl"))
     assert stages["long"].data == (FilePart(4, "a.json"), FilePart(1.5, "*.tar"))
-    assert parse("micro", ["sft.data=*.tar"]).recipe.stages[-1].data == (FilePart(1, "*.tar"),)
+    assert parse("micro", ["sft.data=*.tar"]).recipe.stages[3].data == (FilePart(1, "*.tar"),)
+    tars, hub = parse("micro", ["sft.data=a-???.tar,2*org/name?format=hf&subset=s&split=dev"]).recipe.stages[3].data
+    assert (tars, hub) == (FilePart(1, "a-???.tar"), FilePart(2, "org/name", format="hf", subset="s", split="dev"))
+    elsewhere = parse("micro", ["sft.data=a.json?root=media"]).recipe.stages[3].data
+    assert elsewhere == (FilePart(1, "a.json", root="media"),)
 
 
 def test_the_papers_recipe():

@@ -40,8 +40,9 @@ def talk(question: str = "What?", answer: str = "That.", *videos: torch.Tensor) 
     return Sample([asked, {"role": "assistant", "content": answer}], videos=list(videos), fps=1.0, name="a talk")
 
 
-def encoder(model: Model, max_tokens: int = 1000) -> Encoder:
-    return Encoder(model.processor, model.config, max_tokens=max_tokens, min_pixels=784, max_pixels=56 * 56)
+def encoder(model: Model, max_tokens: int = 1000, max_frames: int | None = None) -> Encoder:
+    bounds = {"max_tokens": max_tokens, "max_frames": max_frames, "min_pixels": 784, "max_pixels": 56 * 56}
+    return Encoder(model.processor, model.config, **bounds)
 
 
 def mixed_batch(model: Model, tokens: int = 260) -> Batch:

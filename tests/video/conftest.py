@@ -1,21 +1,11 @@
-"""Videos and a server made on the spot, and the shared media where they lie beside the repository."""
+"""Videos and a server made on the spot."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import pytest
 from video_kit import MakeVideo, Server, scene
-
-
-@pytest.fixture(scope="session")
-def media() -> Path:
-    root = Path(__file__).resolve().parents[2]
-    folder = Path(os.environ.get("INFINITEVL_SHARED", root.parent / "shared")) / "media"
-    if not folder.is_dir():
-        pytest.skip(f"the shared media are not at {folder}")
-    return folder
 
 
 @pytest.fixture

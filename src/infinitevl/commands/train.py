@@ -23,6 +23,7 @@ LEAST = {
     "max_pixels": 28 * 28, "max_frames": 1, "fps": 1e-3,
 }  # fmt: skip
 WANTED = {int: "a whole number", float: "a number"}
+OPENED = ("format", "root", "split", "subset")  # settings of a source
 SPECIAL = ("teacher", "data")  # fields that are read in a way of their own
 
 
@@ -107,11 +108,16 @@ def _value(hint: Any, field: str, key: str, text: str) -> Any:
 
 
 def _part(key: str, text: str) -> FilePart:
-    """A file or what else `open_samples` takes, such as a.json, or 4*a.json with a weight."""
-    weight, path = re.fullmatch(r"(?:(\d+\.?\d*)\*)?(.*)", text, re.DOTALL).groups()  # pyright: ignore
+    """What `open_samples` takes, such as a.json; 4*a.json with a weight; a.json?root=media with its other settings."""
+    found = re.fullmatch(r"(?:(\d+\.?\d*)\*)?(.*?)(?:\?(\w+=[^?]*))?", text, re.DOTALL)
+    weight, path, settings = found.groups() if found else (None, "", None)
     if not path or not float(weight or 1):
         raise InfiniteVLError(f"{key}: {text or 'nothing'} is no file, such as a.json or, with a weight, 4*a.json")
-    return FilePart(float(weight or 1), path)
+    pairs = [setting.partition("=") for setting in (settings or "").split("&") if setting]
+    options: Any = {name: value for name, _, value in pairs}
+    if unknown := [name for name in options if name not in OPENED]:
+        raise InfiniteVLError(f"{key}: {unknown[0]} of {path}: a source has {', '.join(OPENED)}")
+    return FilePart(float(weight or 1), path, **options)
 
 
 def _chosen(hint: Any, key: str, text: str) -> Any:

@@ -35,6 +35,10 @@ class FilePart:
     split: str = "train"
     subset: str | None = None
 
+    def open(self, **order: Any) -> Reader:
+        """order: shuffle and seed, as of `open_samples`."""
+        return open_samples(**{name: value for name, value in asdict(self).items() if name != "weight"}, **order)
+
 
 @dataclass(frozen=True)
 class FileBatches:
@@ -74,12 +78,8 @@ class FileBatches:
             yield pack(rows, self.tokens), feed.state(waiting)
 
     def mixture(self) -> Mixture:
-        sources = [(self._reader(part), part.weight) for part in self.parts]
+        sources = [(part.open(shuffle=True, seed=self.seed), part.weight) for part in self.parts]
         return Mixture(sources, self.seed, rank=self.rank, world_size=self.world_size)
-
-    def _reader(self, part: FilePart) -> Reader:
-        options = {name: value for name, value in asdict(part).items() if name != "weight"}
-        return open_samples(**options, shuffle=True, seed=self.seed)
 
 
 @dataclass

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from infinitevl.data.encode import Encoder
 from infinitevl.data.files import FileBatches, FilePart
-from infinitevl.data.readers import open_samples
 from infinitevl.data.skipped import Skipped
 from infinitevl.data.worlds import WorldBatches
 from infinitevl.errors import InfiniteVLError
@@ -60,8 +59,8 @@ def check(recipe: Recipe) -> None:
         raise InfiniteVLError(f"{recipe.name} needs teacher=FOLDER, a Qwen2.5-VL checkpoint")
     stages = recipe.student_stages if recipe.teacher else recipe.stages
     parts = [part for stage in stages for part in _data_of(stage)]
-    for path in {part.path: None for part in parts if isinstance(part, FilePart)}:
-        open_samples(path)
+    for part in {replace(part, weight=1.0): None for part in parts if isinstance(part, FilePart)}:
+        part.open()
 
 
 def _data_of(stage: Stage) -> tuple[Any, ...]:

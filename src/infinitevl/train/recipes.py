@@ -95,10 +95,11 @@ def nano() -> Recipe:
 
 
 def micro() -> Recipe:
-    """Everything of nano in minutes on two CPU cores: it learns to handle words, and to see colours."""
+    """Every stage of nano in minutes on two CPU cores: it learns to handle words, and to see colours."""
     rows, tokens = 4, 512
     words = Part(0.4, "text", questions=8)
     short = (words, Part(0.6, frames=(1, 2), questions=8, groups=("colour", "colour", "colour", "see")))
+    memory = Part(1.0, "test", frames=(16, 48), questions=4, cards=2)
     return Recipe(
         name="micro",
         text={
@@ -115,6 +116,7 @@ def micro() -> Recipe:
             Stage("layerwise", "layerwise", "delta", short, 40, rows, tokens, 5e-3, "muon"),
             Stage("distillation", "distillation", "delta", short, 240, rows, tokens, 8e-3, "muon"),
             Stage("sft", "cross_entropy", "language", short, 100, rows, tokens, 3e-3, "muon"),
+            Stage("long", "cross_entropy", "all", (memory, *_scaled(short, 4.0)), 40, 2, 1024, 1e-3, "muon"),
         ),
     )  # fmt: skip
 
