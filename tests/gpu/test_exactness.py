@@ -5,14 +5,19 @@ import copy
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from helpers import assert_close, assert_same_state, even, feed, relative, text_ids, tiny_model
+from helpers import assert_close, assert_same_state, even, feed, randomise, relative, text_ids, tiny_model
 from infinitevl import ops
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
+from infinitevl.model.random_model import random_model
+from infinitevl.streaming.feeding import take_text
+from infinitevl.streaming.stream import Stream
+from interpreter import DEVICE
 
 TOLERANCE = 1e-4  # Frobenius, relative, float32
 WINDOW = 96
@@ -34,6 +39,17 @@ def small(dtype: torch.dtype) -> Model:
     """Of head sizes that every kernel takes."""
     torch.manual_seed(1)
     return tiny_model(dtype=dtype, **SIZES).cuda()
+
+
+def frames_model() -> Model:
+    """With a vision tower, and a processor."""
+    made = random_model(0, sliding_window=WINDOW)
+    randomise(made)
+    return made.to(DEVICE)
+
+
+def picture(seed: int, side: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
 def ids(*shape: int) -> Tensor:
@@ -64,6 +80,23 @@ def test_no_less_exact_than_eager(size: int):
             found = feed(model, tokens, model.allocate_state(2), even(tokens.shape[1], size))
         errors[name] = relative(found, expected)
     assert errors["kernels"] <= 1.5 * errors["eager"], errors
+
+
+def test_frames_no_less_exact_than_eager():
+    """bfloat16, frames and questions that replay graphs, from an empty window to three of them: all that would be
+    answered together."""
+    narrow = frames_model().bfloat16()
+    models = {"graphs": narrow, "eager": narrow, "exact": copy.deepcopy(narrow).double()}
+    streams = {name: Stream(model, fps=None) for name, model in models.items()}
+    asked, answers = text_ids(1, 9)[0].tolist(), {name: list[Tensor]() for name in models}
+    for seed in range(3 * WINDOW // 16 + 1):
+        for name, stream in streams.items():
+            with nullcontext() if name == "graphs" else ops.using("eager"):
+                stream.see(picture(seed, 112))
+                answers[name].append(take_text(models[name], stream.fork().state, [asked]).double())
+    found = {name: torch.cat(logits) for name, logits in answers.items()}
+    errors = {name: relative(found[name], found["exact"]) for name in ("graphs", "eager")}
+    assert errors["graphs"] <= errors["eager"], errors
 
 
 def test_rows_are_alone():
@@ -108,6 +141,25 @@ def test_a_million_tokens():
     with ops.using("eager"):
         assert_close(logits, model(tokens, past_key_values=other).logits, TOLERANCE)
     assert_same_state(state, other, TOLERANCE)
+
+
+def test_a_million_tokens_of_frames():
+    """Through a stream, from its graphs: memory is flat to the byte, and the last frame as exact as the first."""
+    model, used = frames_model(), set()
+    stream = Stream(model, fps=None, max_pixels=448**2)
+    frames = [picture(seed, 448) for seed in range(8)]
+    for number in range(FAR // 256):
+        stream.see(frames[number % 8])
+        if number % 512 == 8:
+            torch.cuda.synchronize()
+            used.add(torch.cuda.memory_allocated())
+    assert len(used) == 1
+    assert stream.stats.tokens >= FAR and int(stream.state.count) == stream.stats.tokens
+    other = stream.fork()
+    stream.see(frames[0])
+    with ops.using("eager"):
+        other.see(frames[0])
+    assert_same_state(stream.state, other.state, TOLERANCE)
 
 
 def test_golden_stream(shared: Path):
