@@ -16,6 +16,9 @@ PIXELS, FILE = click.IntRange(784), click.Path(path_type=Path, exists=True, dir_
 SEED, SPLITS = click.IntRange(0, 2**63 - 1), click.Choice(["train", "validation", "test"])
 
 
+TRAINING = ("accelerate", "peft", "datasets")  # packages that training alone needs
+
+
 def main() -> None:
     """Run a command. A user's mistake is one line on standard error and exit code 2.
 
@@ -35,6 +38,12 @@ def main() -> None:
         code = 2
     except click.ClickException as error:
         code = _complain(error.format_message())
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING:
+            raise
+        code = _complain(f"{error.name} is missing: pip install 'infinitevl[train]'")
+    except OSError as error:  # a full or read-only disk, a file where a folder is to be
+        code = _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
     except (KeyboardInterrupt, click.Abort):
         code = 130
     sys.exit(code)

@@ -83,6 +83,24 @@ def test_a_mistake_is_one_line(run: Run, args: list[str], message: str):
     assert message in err[0]
 
 
+def test_what_the_machine_lacks_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder, because a file has its name; a package that training needs. Any other package is a fault of ours."""
+    (tmp_path / "taken").touch()
+    assert run("micro", "out=taken") == (2, [], ["infinitevl: taken: File exists"])
+
+    def broken(name: str) -> Callable[..., None]:
+        def fail(*_: Any) -> None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        return fail
+
+    monkeypatch.setattr("infinitevl.commands.train.run", broken("accelerate"))
+    assert run("micro") == (2, [], ["infinitevl: accelerate is missing: pip install 'infinitevl[train]'"])
+    monkeypatch.setattr("infinitevl.commands.train.run", broken("torch"))
+    with pytest.raises(ModuleNotFoundError):
+        run("micro")
+
+
 def test_help(run: Run):
     code, out, _ = run("--help")
     assert code == 0

@@ -33,11 +33,13 @@ def _at_least(about: str, line: Line, least: float, of: str = "") -> Aim:
 
 
 def _behind(group: str, student: Line, teacher: Line) -> Aim:
+    """Where the teacher guesses there is nothing to be behind."""
     points = round(100 * (student.accuracy - teacher.accuracy), 6)
-    about, met = f"student after II: {group}", points >= -100 * BEHIND
+    about, aim = f"student after II: {group}", f"within {100 * BEHIND:g} point of the teacher"
+    shown, met = f"{points:+.1f} points: {_shown(student)}", points >= -100 * BEHIND
+    if _guesses(teacher):
+        return Aim(f"{about} (the teacher guesses)", aim, points, shown)
     missed = f"{about}: {-points:.1f} points behind the teacher, more than {100 * BEHIND:g}."
-    shown = f"{points:+.1f} points: {_shown(student)}"
-    aim = f"within {100 * BEHIND:g} point of the teacher"
     return Aim(about, aim, points, shown, met, "" if met else missed)
 
 
@@ -47,15 +49,19 @@ def _recall(last: Results) -> list[Aim]:
     cell, about = {"cards": facts, "windows": age}, f"recall: {facts} facts, {age:g} windows old"
     told = "" if (facts, age) == (8, 16) else " (8 facts, 16 windows)"
     found = [_at_least(about, line, RECALL, told) for line in last.of("memory", "model", **cell)]
-    return [*found, *(_amnesic(f"{about}, amnesic", line, last) for line in last.of("memory", "amnesic", **cell))]
+    knows = not any(_guesses(line) for line in last.of("memory", "model", **cell))
+    emptied = last.of("memory", "amnesic", **cell)
+    return [*found, *(_amnesic(f"{about}, amnesic", line, last, knows) for line in emptied)]
 
 
-def _amnesic(about: str, line: Line, last: Results) -> Aim:
-    """Where attention alone still reaches the facts, nothing can be told."""
+def _amnesic(about: str, line: Line, last: Results, knows: bool) -> Aim:
+    """Where attention alone still reaches the facts, or they are not known with the memory, nothing can be told."""
     reach = last.model["reach"]
+    if not knows:
+        return Aim(f"{about} (the model guesses, too)", "chance", 100 * line.accuracy, _shown(line))
     if line.windows is not None and line.windows <= reach:
         return Aim(f"{about} (attention reaches {reach} back)", "chance", 100 * line.accuracy, _shown(line))
-    met = line.low <= line.chance + NEAR
+    met = _guesses(line)
     missed = f"{about}: {100 * line.accuracy:.1f}% is above the chance of {100 * line.chance:.1f}%."
     return Aim(about, "chance", 100 * line.accuracy, _shown(line), met, "" if met else missed)
 
@@ -72,6 +78,10 @@ def _longest(last: Results) -> list[Aim]:
         for line in sorted(lines, key=lambda line: line.variant != "model")
         if (line.tokens, line.windows) == place
     ]  # fmt: skip
+
+
+def _guesses(line: Line) -> bool:
+    return line.low <= line.chance + NEAR
 
 
 def _shown(line: Line) -> str:
