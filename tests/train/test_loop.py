@@ -281,10 +281,14 @@ def test_logs_go_on_where_training_does(tmp_path: Path):
     assert [event.step for event in events.Scalars("loss")] == list(range(1, kind.steps + 1))
 
 
+@pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize(("key", "mode", "told"), [(None, "", False), ("a key", "", True), (None, "offline", True)])
-def test_wandb_is_told_where_it_can_be(key: str | None, mode: str, told: bool, monkeypatch: pytest.MonkeyPatch):
+def test_wandb_is_told_where_it_can_be(
+    key: str | None, mode: str, told: bool, old: bool, monkeypatch: pytest.MonkeyPatch
+):
     wandb: Any = ModuleType("wandb")
     wandb.api = SimpleNamespace(api_key=key)
+    wandb.login = (lambda: None) if old else lambda prompt, verify: prompt is verify is False and key is not None
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setenv("WANDB_MODE", mode)
     assert loop._may_log("wandb") is told and loop._may_log("tensorboard")

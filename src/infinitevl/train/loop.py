@@ -96,7 +96,10 @@ def _may_log(logger: str) -> bool:
         return True
     import wandb  # pyright: ignore[reportMissingImports]
 
-    return bool(wandb.api.api_key)
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except TypeError:  # of older versions
+        return bool(wandb.api.api_key)
 
 
 def train_stage(
