@@ -115,47 +115,52 @@ class Encoder:
 
     def _encode(self, sample: Sample) -> Encoded:
         draft, media = _Draft(), {IMAGE_MARK: iter(sample.images), VIDEO_MARK: iter(sample.videos)}
-        room = (self.max_tokens - self._text_tokens(sample)) // max(1, len(sample.videos))
-        if sample.messages[0]["role"] != "system":
-            draft.text(self._ids(SYSTEM))
-        for message in sample.messages:
-            learnt = message["role"] == "assistant"
-            draft.text(self._ids(f"{IM_START}{message['role']}\n"))
-            for piece in _pieces(message):
-                if piece in media:
-                    self._media(draft, piece, next(media[piece]), sample.fps, room)
-                else:
-                    draft.text(self._ids(piece, special=False), learnt)
-            draft.text(self._ids(IM_END), learnt)
-            draft.text(self._ids("\n"))
+        said = list(self._said(sample))
+        most = None if self.max_frames is None else (self.max_frames, self._room(said, len(sample.videos)))
+        for piece, learnt in said:
+            if isinstance(piece, str):
+                self._media(draft, piece, next(media[piece]), sample.fps, most)
+            else:
+                draft.text(piece, learnt)
         if len(draft.ids) > self.max_tokens:
             raise InfiniteVLError(f"{len(draft.ids)} tokens, more than {self.max_tokens}")
         return draft.finished()
 
-    def _text_tokens(self, sample: Sample) -> int:
-        """As many as there are besides those of media, if every one of these is one picture or video."""
-        frame = [SYSTEM] if sample.messages[0]["role"] != "system" else []
+    def _said(self, sample: Sample) -> Iterator[tuple[list[int] | str, bool]]:
+        """The conversation in order: tokens of text, or the mark of a picture or video; whether they are learnt."""
+        if sample.messages[0]["role"] != "system":
+            yield self._ids(SYSTEM), False
         for message in sample.messages:
-            frame += [f"{IM_START}{message['role']}\n", IM_END, "\n"]
-        said = [piece for message in sample.messages for piece in _pieces(message)]
-        marks = [piece for piece in said if piece in (IMAGE_MARK, VIDEO_MARK)]
-        frame += [VISION_START, VISION_END] * len(marks)
-        words = sum(len(self._ids(piece, special=False)) for piece in said if piece not in marks)
-        return words + sum(len(self._ids(piece)) for piece in frame)
+            learnt = message["role"] == "assistant"
+            yield self._ids(f"{IM_START}{message['role']}\n"), False
+            for piece in _pieces(message):
+                if piece in (IMAGE_MARK, VIDEO_MARK):
+                    yield piece, False
+                else:
+                    yield self._ids(piece, special=False), learnt
+            yield self._ids(IM_END), learnt
+            yield self._ids("\n"), False
+
+    def _room(self, said: list[tuple[list[int] | str, bool]], videos: int) -> int:
+        """Tokens for each of so many videos beside the text, if each is one and there are no pictures."""
+        around = len(self._ids(VISION_START)) + len(self._ids(VISION_END))
+        taken = sum(around if isinstance(piece, str) else len(piece) for piece, _ in said)
+        return (self.max_tokens - taken) // max(1, videos)
 
     @lru_cache(maxsize=4096)  # noqa: B019 - an encoder lives as long as the training; most pieces recur
     def _ids(self, text: str, special: bool = True) -> list[int]:
         return self.processor.encode(text, special=special)
 
-    def _media(self, draft: _Draft, mark: str, source: Any, fps: float, room: int) -> None:
+    def _media(self, draft: _Draft, mark: str, source: Any, fps: float, most: tuple[int, int] | None) -> None:
+        """most: frames and tokens of a video, of which `_some` are taken; None where `_all` are, or it is refused."""
         timed = self._frames(source, fps)
         is_image = mark == IMAGE_MARK
         if is_image:
             pairs = list(islice(timed, 1))
-        elif self.max_frames is None:
+        elif most is None:
             pairs = self._all(timed, self.max_tokens - len(draft.ids))
         else:
-            pairs = self._some(timed, self.max_frames, room)
+            pairs = self._some(timed, *most)
         if len({frame.shape for _, frame in pairs}) != 1:
             raise InfiniteVLError("the frames of a video differ in size" if pairs else "a video without frames")
         token = self.config.image_token_id if is_image else self.config.video_token_id

@@ -30,28 +30,6 @@ def preprocess(
     temporal patch, then by merge block, then inside it; each is [channel, temporal, p, p], flattened.
     """
     frames = resize(frames, factor=patch_size * merge_size, min_pixels=min_pixels, max_pixels=max_pixels)
-    return to_patches(
-        frames,
-        patch_size=patch_size,
-        merge_size=merge_size,
-        temporal_patch_size=temporal_patch_size,
-        mean=mean,
-        std=std,
-        dtype=dtype,
-    )
-
-
-def to_patches(
-    frames: Tensor,
-    *,
-    patch_size: int = 14,
-    merge_size: int = 2,
-    temporal_patch_size: int = 2,
-    mean: Sequence[float] = CLIP_MEAN,
-    std: Sequence[float] = CLIP_STD,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, tuple[int, int, int]]:
-    """The second half of `preprocess`, for uint8 frames [N, h, w, 3] of a size that the model takes."""
     missing = -len(frames) % temporal_patch_size
     if missing:
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])

@@ -15,7 +15,6 @@ from infinitevl.data.packing import Batch
 from infinitevl.data.worlds import Part
 from infinitevl.model.decoder import Decoder
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.model.patches import to_patches
 from infinitevl.train.losses import cross_entropy, distillation, layer_distance
 from infinitevl.train.parallel import joined
 
@@ -117,20 +116,16 @@ class Inputs:
 
 
 def embed(model: InfiniteVLForConditionalGeneration, batch: Batch) -> Inputs:
-    """Token embeddings with those of the frames in their places."""
+    """Token embeddings with those of the frames in their places, every frame a picture of its own, as in a stream."""
     config = model.config
     vision = (batch.ids == config.image_token_id) | (batch.ids == config.video_token_id)
     embeds = model.get_input_embeddings()(batch.ids)
     if batch.frames:
-        patches, grids = zip(*(_patches(frames) for frames in batch.frames), strict=True)
-        features = model.encode(torch.cat(patches), tuple(grids))
+        cut, side = model.processor.frame_patches, model.processor.settings.patch_size
+        patches = torch.cat([cut(frames) for frames in batch.frames])
+        features = model.encode(patches, tuple((len(x), x.shape[1] // side, x.shape[2] // side) for x in batch.frames))
         embeds = embeds.masked_scatter(vision[..., None], features.to(embeds.dtype))
     return Inputs(embeds, batch.positions, vision, batch.lengths, batch.seq_idx)
-
-
-def _patches(frames: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """Every frame a temporal step of its own, as in a stream."""
-    return to_patches(frames.repeat_interleave(2, dim=0))
 
 
 class Objective(nn.Module):

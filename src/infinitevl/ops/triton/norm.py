@@ -9,6 +9,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from infinitevl.ops.rounding import Rounded
 from infinitevl.ops.triton.fp8 import empty, scale_of, warps_of
 from infinitevl.ops.triton.launch import launches
+from infinitevl.ops.triton.pointwise import with_shape
 
 ROWS = 4  # of a program, which has those of a whole token where that is rounded
 
@@ -43,9 +44,9 @@ def norm_real_tokens(
     if not rounded:
         _launch(x, gate, weight, eps, slots, lengths, x, ROWS, ahead=True)
         return x.flatten(2)
-    out, scale = empty(batch * time, heads * width, x.device)
-    _launch(x, gate, weight, eps, slots, lengths, out, heads, scale, ahead=True)
-    return Rounded(out.view(batch, time, -1), scale.view(batch, time))
+    out = empty(batch * time, heads * width, x.device)
+    _launch(x, gate, weight, eps, slots, lengths, out.values, heads, out.scale, ahead=True)
+    return with_shape(out, x.shape[:3])
 
 
 def _launch(
