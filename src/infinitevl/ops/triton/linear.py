@@ -1,5 +1,5 @@
 """Linear maps in Triton, for the shapes that cuBLAS is slow at: one row (a decoded token), a few rows (tokens of many
-streams), and frames where the weight has few rows. The rest stays with cuBLAS.
+streams), and in float8 frames where the weight has few rows. The rest stays with cuBLAS.
 
 One row: no tensor cores, a program sums whole rows of the weight, which is read once, 16 bytes a thread.
 More: tiles of out^T = weight x^T, so that the weight is the wide side of the tensor cores' product however few the
@@ -137,8 +137,6 @@ def plan_of(m: int, n: int, k: int, gated: bool = False, fp8: bool = False) -> R
         return Tiles(32, 64, 128, splits=4 if k >= 4096 else 1)
     if 32 < m <= 64:
         return Tiles(64, 128, 64, warps=8) if gated else Tiles(64, 64, 64, splits=4 if n <= 2048 else 1, stages=6)
-    if 128 < m <= 256 and n < 8192 and k >= 8192:
-        return Tiles(128, 128, 64, splits=4)
     return None
 
 
@@ -344,10 +342,10 @@ def _tile_kernel(
         real = (k < K - block * BLOCK_K)[None, :]
         y = tl.trans(tl.load(x_at + block * BLOCK_K, mask=real & (m < M)[:, None], other=0.0))
         w = tl.load(w_at + block * BLOCK_K, mask=real, other=0.0)
-        total = tl.dot(_as(w, y.dtype), y, total)
+        total = tl.dot(_as(w, y.dtype), y, total, input_precision="tf32x3")
         if GATED:
             w = tl.load(up_at + block * BLOCK_K, mask=real, other=0.0)
-            up_total = tl.dot(_as(w, y.dtype), y, up_total)
+            up_total = tl.dot(_as(w, y.dtype), y, up_total, input_precision="tf32x3")
     if scale is not None:
         total *= tl.load(scale + n, mask=n < N, other=0.0)[:, None]
         if GATED:
