@@ -40,7 +40,7 @@ class Plan:
     long_tokens: int = 500_000
     long_streams: int = 64
     long_ages: tuple[float, ...] = (1, 4, 16)
-    asking: int = 256
+    asking: int = 768
 
     @property
     def frame_tokens(self) -> int:
@@ -104,8 +104,8 @@ def _loads(plan: Plan, window: int) -> list[Run]:
 
 def _long(plan: Plan, window: int, tamper: bool, tokens: int) -> list[Run]:
     """Accuracy at the end of the long streams and at 1/4, 1/16, ... of it; norms at powers of 2 and at the end."""
-    frames, stops = tokens // plan.frame_tokens, list[int]()
-    while frames > 0 and (not stops or frames > plan.asking):
+    frames, stops, youngest = tokens // plan.frame_tokens, list[int](), window * min(plan.long_ages)
+    while frames > 0 and (not stops or youngest < frames <= stops[-1] - plan.asking):
         stops.append(frames)
         frames //= 4
     if not stops:
