@@ -12,7 +12,7 @@ import torch
 from infinitevl.errors import InfiniteVLError
 from infinitevl.evaluation import plan as plans
 from infinitevl.evaluation import run, watching
-from infinitevl.evaluation.plan import QUICK, Plan, Run, runs
+from infinitevl.evaluation.plan import GROWN_AT_ONCE, QUICK, Plan, Run, bounded, runs
 from infinitevl.evaluation.results import Results, markdown
 from infinitevl.evaluation.run import evaluate_model, window_frames
 from infinitevl.model.random_model import random_model
@@ -129,6 +129,26 @@ def test_who_always_says_the_same_is_right_by_chance(monkeypatch: pytest.MonkeyP
     (appeared,) = [line for line in results.kinds if line.kind == "appeared"]
     assert appeared.low < appeared.chance < appeared.high
     assert all(line.right == 0 for line in results.kinds if line.kind not in ("appeared", "larger"))
+
+
+def test_checkpoints_of_long_streams():
+    """Quarters, as long as what is asked before one lies behind the one before it."""
+    stops = {1_750_000: (427, 1708, 6835, 27343, 109375), 500_000: (488, 1953, 7812, 31250), 160: (10,)}
+    for tokens, frames in stops.items():
+        (show,) = {each.cast.show for each in runs(Plan(long_tokens=tokens), 16, grows=False) if each.marks}
+        assert show.checkpoints == frames
+
+
+def test_a_state_that_grows_is_bounded():
+    """No batch, and no batch of forks with a question, holds more tokens than so many, if it has more than a row."""
+    plan, sizes = bounded(Plan()), {}
+    for each in runs(plan, 16, grows=True):
+        show = each.cast.show
+        sizes[show.name, show.length] = plan.rows_of(show)
+        assert len(each.cast.seeds) <= plan.rows_of(show)
+        assert plan.rows_of(show) * show.length * 16 <= GROWN_AT_ONCE
+    assert sizes["length", 1024] == 32 and sizes["perception", 8] == 512
+    assert Plan().rows_of(show) == 512
 
 
 @pytest.mark.parametrize("layers", [None, ["full_attention"] * 2], ids=["hybrid", "full attention"])

@@ -1,6 +1,6 @@
 """How much is evaluated: a plan, and the runs that it is made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infinitevl.data.streamworld.world import TOKEN
 from infinitevl.evaluation.feeding import Cast
@@ -13,7 +13,7 @@ EPISODES, EPISODE_FRAMES, EPISODE_QUESTIONS = ("recall", "order"), 64, 4
 PLAIN, NARROW = Variant(), Variant("window / 4")
 RESET_WINDOWS, HALF_LIFE_WINDOWS = 64, 16  # of the memory, in long streams
 LONG_ROWS = 16  # long streams at a time, which as many processes can share
-MOST_GROWN = 16384  # tokens that a model whose state grows is shown
+MOST_GROWN, GROWN_AT_ONCE = 16384, 2**19  # tokens that a model whose state grows is shown, of all streams of a batch
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Plan:
     facts: how many while the age varies; loads: how many while the age is `load_age`; window_frames: frames that
     count as an attention window (None: as many as fit; needed for a full-attention model); ablations: whether memory
     and window are tampered with; long_tokens: length of the long streams (0: none), long_streams: how many,
-    long_ages: of their facts, asking: frames before a checkpoint in which questions are asked.
+    long_ages: of their facts, asking: frames before a checkpoint in which questions are asked; tokens_at_once: most
+    that the streams of a batch hold (None: any number).
     """
 
     count: int = 2000
@@ -41,10 +42,16 @@ class Plan:
     long_streams: int = 64
     long_ages: tuple[float, ...] = (1, 4, 16)
     asking: int = 768
+    tokens_at_once: int | None = None
 
     @property
     def frame_tokens(self) -> int:
         return (self.size // TOKEN) ** 2
+
+    def rows_of(self, show: Show) -> int:
+        """Most streams of a batch, and most forks that wait with a question."""
+        most = self.tokens_at_once and self.tokens_at_once // (show.length * self.frame_tokens)
+        return self.rows if most is None else min(self.rows, max(most, 1))
 
 
 QUICK = Plan(
@@ -73,11 +80,15 @@ class Run:
         return self.frames * (len(self.variants) + self.narrow)
 
 
+def bounded(plan: Plan) -> Plan:
+    """What there is memory for where the model's state grows."""
+    return replace(plan, long_tokens=min(plan.long_tokens, MOST_GROWN), tokens_at_once=GROWN_AT_ONCE)
+
+
 def runs(plan: Plan, window: int, grows: bool) -> list[Run]:
     """Everything that is streamed. window: in frames; grows: the model has no memory of constant size."""
     tamper = plan.ablations and not grows
-    found = [*_clips(plan), *_ages(plan, window, tamper), *_loads(plan, window)]
-    return [*found, *_long(plan, window, tamper, min(plan.long_tokens, MOST_GROWN) if grows else plan.long_tokens)]
+    return [*_clips(plan), *_ages(plan, window, tamper), *_loads(plan, window), *_long(plan, window, tamper)]
 
 
 def _clips(plan: Plan) -> list[Run]:
@@ -102,9 +113,9 @@ def _loads(plan: Plan, window: int) -> list[Run]:
     return [run for show in shows for run in _batches(plan, show, -(-plan.count // show.facts))]
 
 
-def _long(plan: Plan, window: int, tamper: bool, tokens: int) -> list[Run]:
+def _long(plan: Plan, window: int, tamper: bool) -> list[Run]:
     """Accuracy at the end of the long streams and at 1/4, 1/16, ... of it; norms at powers of 2 and at the end."""
-    frames, stops, youngest = tokens // plan.frame_tokens, list[int](), window * min(plan.long_ages)
+    frames, stops, youngest = plan.long_tokens // plan.frame_tokens, list[int](), window * min(plan.long_ages)
     while frames > 0 and (not stops or youngest < frames <= stops[-1] - plan.asking):
         stops.append(frames)
         frames //= 4
@@ -114,14 +125,14 @@ def _long(plan: Plan, window: int, tamper: bool, tokens: int) -> list[Run]:
     reset = Variant(f"reset every {RESET_WINDOWS} windows", every=RESET_WINDOWS * window)
     decay = Variant(f"half-life {HALF_LIFE_WINDOWS} windows", every=window, factor=0.5 ** (1 / HALF_LIFE_WINDOWS))
     marks = (*(2**i for i in range(show.length.bit_length())), show.length) if tamper else ()
-    variants = (PLAIN, reset, decay) if tamper else (PLAIN,)
-    return [Run(cast, variants, marks=marks) for cast in _casts(show, plan.long_streams, min(plan.rows, LONG_ROWS))]
+    variants, rows = (PLAIN, reset, decay) if tamper else (PLAIN,), min(plan.rows_of(show), LONG_ROWS)
+    return [Run(cast, variants, marks=marks) for cast in _casts(show, plan.long_streams, rows)]
 
 
 def _batches(
     plan: Plan, show: Show, streams: int, variants: tuple[Variant, ...] = (PLAIN,), narrow: bool = False
 ) -> list[Run]:
-    return [Run(cast, variants, narrow) for cast in _casts(show, streams, plan.rows)]
+    return [Run(cast, variants, narrow) for cast in _casts(show, streams, plan.rows_of(show))]
 
 
 def _casts(show: Show, streams: int, rows: int) -> list[Cast]:

@@ -16,7 +16,7 @@ from infinitevl.errors import InfiniteVLError
 from infinitevl.evaluation.feeding import feed
 from infinitevl.evaluation.figures import draw
 from infinitevl.evaluation.lockstep import Lockstep
-from infinitevl.evaluation.plan import NARROW, Plan, Run, runs
+from infinitevl.evaluation.plan import NARROW, Plan, Run, bounded, runs
 from infinitevl.evaluation.results import Results, markdown, write
 from infinitevl.evaluation.scores import Ask, Cell, Tally
 from infinitevl.evaluation.sharing import gathered, rank_and_count, share
@@ -53,6 +53,7 @@ def evaluate_model(
     its share.
     """
     plan, model = plan or Plan(), model.eval()
+    plan = bounded(plan) if _grows(model) else plan
     results = Results(_described(model), plan, window_frames(model, plan))
     rank, count = rank_and_count()
     todo = share(runs(plan, results.window_frames, _grows(model)), rank, count)
@@ -76,7 +77,7 @@ def _watch(
     for run in todo:
         name = run.cast.show.name
         with _timed(found, name):
-            watches = _watches(run, model, narrow, found.tally, plan.rows)
+            watches = _watches(run, model, narrow, found.tally, plan.rows_of(run.cast.show))
             for frames, notes in islice(pieces, len(run.cast.starts())):
                 for watch in watches:
                     watch.see(frames, notes)

@@ -13,9 +13,9 @@ import copy
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import wraps
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, wraps
 from itertools import count as numbers
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -72,8 +72,12 @@ class DeltaState:
     memory: Tensor
     tail: Tensor
 
-    def __post_init__(self) -> None:
-        self.arrived = torch.zeros(self.memory.shape[:2], dtype=torch.int32, device=self.memory.device)
+    @cached_property
+    def arrived(self) -> Tensor:
+        return torch.zeros(self.memory.shape[:2], dtype=torch.int32, device=self.memory.device)
+
+
+PARTS = {AttentionState: ("keys", "values"), DeltaState: ("memory", "tail")}  # that are saved and copied
 
 
 class State:
@@ -315,10 +319,8 @@ def _copy(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
         torch._foreach_copy_([target for target, _ in some], [source for _, source in some])
 
 
-def _layer_tensors(layer: AttentionState | DeltaState) -> Iterator[tuple[str, Tensor]]:
-    for field in fields(layer):
-        if isinstance(tensor := getattr(layer, field.name), Tensor):
-            yield field.name, tensor
+def _layer_tensors(layer: AttentionState | DeltaState) -> list[tuple[str, Tensor]]:
+    return [(name, getattr(layer, name)) for name in PARTS[type(layer)]]
 
 
 def _grown(x: Tensor, slots: int) -> Tensor:

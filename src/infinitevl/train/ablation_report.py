@@ -1,4 +1,4 @@
-"""What the ablations found: a table for the terminal and for Markdown, JSON, and a bar chart."""
+"""What the ablations found: a table for the terminal and for Markdown, JSON, bars and curves."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from infinitevl.train.ablations import CHAIN, LONG, VARIANTS, Result
-from infinitevl.train.keeping import replace
+from infinitevl.train.curves import smooth
+from infinitevl.train.keeping import METRICS, read_metrics, replace
 
 ABOUT = {variant.name: variant.about for variant in VARIANTS}
 LOSSES = dict(zip((*CHAIN, LONG), ("I a", "I b", "II", "III"), strict=True))  # their headings
@@ -120,12 +121,52 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def write(results: Sequence[Result], out: Path) -> None:
-    """ablations.json, ablations.md and, where matplotlib is there, ablations.png."""
+    """ablations.json, ablations.md and, where matplotlib is there, ablations.png and losses.png."""
     found = {"variants": [asdict(row) for row in rows(results)], "runs": [asdict(result) for result in results]}
     replace(out / "ablations.json", lambda path: path.write_text(json.dumps(found, indent=2) + "\n"))
-    replace(out / "ablations.md", lambda path: path.write_text(markdown(results)))
-    if find_spec("matplotlib") is not None and chances(results):
+    figures = _figures(results, out) if find_spec("matplotlib") is not None else []
+    replace(out / "ablations.md", lambda path: path.write_text("\n".join([markdown(results), *figures])))
+
+
+def _figures(results: Sequence[Result], out: Path) -> list[str]:
+    """Draw what there is to be seen; lines of Markdown that show it."""
+    lines = []
+    if chances(results):
         _chart(results, out / "ablations.png")
+        lines += ["![Right answers by variant](ablations.png)", ""]
+    losses = {(result.variant, result.seed): _losses(out, result) for result in results}
+    if any(known for _, known in losses.values()):
+        _curves(losses, out / "losses.png")
+        lines += [f"![Loss of stage {LOSSES[CHAIN[-1]]} by variant](losses.png)", ""]
+    return lines
+
+
+def _losses(out: Path, result: Result) -> tuple[int, list[float]]:
+    """Of the last stage of the chain, which learns right answers: the steps before it, and its losses."""
+    folder = out / result.variant / f"seed{result.seed}"
+    *before, last = (read_metrics(folder / stage / METRICS) for stage in CHAIN)
+    return sum(map(len, before)), [point.loss for point in last]
+
+
+def _curves(losses: dict[tuple[str, int], tuple[int, list[float]]], png: Path) -> None:
+    """A line for every seed, in its variant's colour, against the steps of all stages."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    colours: dict[str, str] = {}
+    for (variant, _), (before, values) in losses.items():
+        if values:
+            label = None if variant in colours else variant
+            colour = colours.setdefault(variant, f"C{len(colours)}")
+            axis.plot(range(before + 1, before + 1 + len(values)), smooth(values), colour, linewidth=1.2, label=label)
+    axis.set(xlabel="steps of all stages", ylabel=f"loss of stage {LOSSES[CHAIN[-1]]}", yscale="log")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(png, dpi=120)
+    pyplot.close(figure)
 
 
 def _chart(results: Sequence[Result], png: Path) -> None:

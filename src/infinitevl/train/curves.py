@@ -1,5 +1,6 @@
 """loss.png: how a stage went."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
@@ -38,8 +39,12 @@ def draw(metrics: Path, png: Path, title: str) -> bool:
     return True
 
 
+def smooth(values: Sequence[float]) -> list[float]:
+    """The mean of each value and those before it, SMOOTHED at most."""
+    return [fmean(values[max(0, i + 1 - SMOOTHED) : i + 1]) for i in range(len(values))]
+
+
 def _curve(axis, points: list[Point], field: str) -> None:
     steps, values = [point.step for point in points], [getattr(point, field) for point in points]
-    means = [fmean(values[max(0, i + 1 - SMOOTHED) : i + 1]) for i in range(len(values))]
     axis.plot(steps, values, linewidth=0.5, alpha=0.4)
-    axis.plot(steps, means, linewidth=1.5)
+    axis.plot(steps, smooth(values), linewidth=1.5)

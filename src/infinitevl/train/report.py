@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from infinitevl.train.curves import SMOOTHED
+from infinitevl.train.curves import smooth
 from infinitevl.train.keeping import METRICS, Point, read_metrics, replace
 from infinitevl.train.stages import Stage
 
@@ -192,9 +192,8 @@ def draw_losses(stages: Sequence[str], out: Path) -> bool:
 
 def _panel(axis: Any, name: str, points: Sequence[Point]) -> None:
     steps, losses = [point.step for point in points], [point.loss for point in points]
-    means = [fmean(losses[max(0, i + 1 - SMOOTHED) : i + 1]) for i in range(len(losses))]
     axis.plot(steps, losses, linewidth=0.5, alpha=0.4)
-    axis.plot(steps, means, linewidth=1.5)
+    axis.plot(steps, smooth(losses), linewidth=1.5)
     axis.set(title=f"{name} ({PAPER[name]})" if name in PAPER else name, xlabel="step", yscale="log")
     axis.grid(alpha=0.3)
 

@@ -101,8 +101,8 @@ def swiglu(
     size, fp8 = (rows.shape[0], *weight.shape), scale is not None
     plan = plan_of(*size, gated=True, fp8=fp8)
     if plan is None:
-        y = multiply(rows, weight, bias, None, scale, plan=plan_of(*size, fp8=fp8))
-        return with_shape(silu_product(y, rounded), x.shape)
+        y = multiply(rows, weight, None, None, scale, plan=plan_of(*size, fp8=fp8))
+        return with_shape(silu_product(y, bias, rounded), x.shape)
     return multiply(rows, weight, bias, None, scale, plan=plan, gated=True).view(*x.shape[:-1], -1)
 
 
@@ -177,8 +177,9 @@ def multiply(
     """`ops.linear`, or `ops.swiglu` where gated, of x [M, K] and residual [M, N] by a plan.
     x: Tensor, or `Rounded` for tiles and cuBLAS, which needs it with a weight in float8."""
     if plan is None:
+        if gated:
+            return silu_product(_library(x, weight, None, scale), bias)
         y = _library(x, weight, bias, scale)
-        y = silu_product(y) if gated else y
         return y if residual is None else residual + y
     run = _one_row if isinstance(plan, Rows) else _tiles
     with torch.cuda.device_of(weight):

@@ -82,15 +82,16 @@ def add_norm(
     return out, _result(normed, scale)
 
 
-def silu_product(x: Tensor, rounded: bool = False) -> Tensor | Rounded:
-    """silu(gate) up, of x [M, 2 N] with gate and up side by side; its rows may have a stride of their own."""
+def silu_product(x: Tensor, bias: Tensor | None = None, rounded: bool = False) -> Tensor | Rounded:
+    """silu(gate) up, of x [M, 2 N] + bias [2 N] with gate and up side by side; rows of x may have a stride."""
     m, n = len(x), x.shape[1] // 2
     out, scale = _place(x, n, rounded)
     block = BLOCK if scale is None else triton.next_power_of_2(n)
     early, options = launches(x)
     with torch.cuda.device_of(x):
         _silu_kernel[m, triton.cdiv(n, block)](
-            x, out, scale, n, x.stride(0), BLOCK=block, EARLY=early, num_warps=max(4, warps_of(block)), **options
+            x, bias, out, scale, n, x.stride(0),
+            BLOCK=block, EARLY=early, num_warps=max(4, warps_of(block)), **options,
         )  # fmt: skip
     return _result(out, scale)
 
@@ -154,12 +155,17 @@ def _add_norm_kernel(
 
 
 @triton.jit
-def _silu_kernel(x, out, scale, N, x_row, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+def _silu_kernel(x, bias, out, scale, N, x_row, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < N
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
+    gate, up = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    if bias is not None:
+        gate = tl.load(bias + column, mask=mask, other=0.0).to(tl.float32)
+        up = tl.load(bias + N + column, mask=mask, other=0.0).to(tl.float32)
+    if EARLY:
         tl.extra.cuda.gdc_wait()
-    gate = tl.load(x + row * x_row + column, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(x + row * x_row + N + column, mask=mask, other=0.0).to(tl.float32)
+    gate += tl.load(x + row * x_row + column, mask=mask, other=0.0).to(tl.float32)
+    up += tl.load(x + row * x_row + N + column, mask=mask, other=0.0).to(tl.float32)
     put_row(out, scale, row, column, gate * tl.sigmoid(gate) * up, N)
