@@ -391,6 +391,7 @@ def ablate(recipe: str, changes: tuple[str, ...]) -> int:
 @click.option("--workers", type=click.IntRange(0), help="Processes that make frames.  [default: by processors]")
 @click.option("--long-tokens", type=click.IntRange(0), help="Longest stream.  [default: 500000; quick: 4096]")
 @click.option("--window-frames", type=AT_LEAST_1, help="Frames that count as a window.  [default: by the model]")
+@click.option("--beside", metavar="NAME=FILE", help="results.json of another model, to be shown as NAME.")
 @device_options
 def evaluate(**options: Any) -> int:
     """Test MODEL, a folder or a hub id, on streams of StreamWorld that training never showed.  [default: in the box]

@@ -26,6 +26,10 @@ Run = Callable[..., Any]
         (["nothing", "--long-tokens", "-1"], "not in the range"),
         (["nothing", "--out", "file/out"], "cannot use file/out as a folder"),
         (["nothing", "--device", "toaster"], "toaster"),
+        (["nothing", "--beside", "results.json"], "--beside results.json: it is NAME=FILE"),
+        (["nothing", "--beside", "model=file"], "--beside model=file: it is NAME=FILE"),
+        (["nothing", "--beside", "teacher=gone.json"], "cannot read gone.json: No such file"),
+        (["nothing", "--beside", "teacher=file"], "these are no results of an evaluation"),
     ],
 )
 def test_mistakes_are_one_line(run: Run, args: list[str], message: str):
@@ -55,3 +59,15 @@ def test_a_checkpoint(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatc
     assert results["model"]["name"] == "model"
     assert Path("found/here/results.md").read_text().startswith("# model\n")
     assert Path("found/here/age.png").read_bytes().startswith(b"\x89PNG")
+
+    done = run(
+        "eval", checkpoint, "--quick", "--count", 2, "--workers", 1, "--beside", "other=found/here/results.json"
+    )
+    assert done.code == 0, done
+    told = Path("evaluation/results.md").read_text()
+    assert "| windows | model | other | chance |" in told
+    assert "| perception: see | " in told and "| perception: see, other | " in told
+    both = json.loads(Path("evaluation/results.json").read_text())["cells"]
+    assert [line["right"] for line in both if line["variant"] == "other"] == [
+        line["right"] for line in results["cells"]
+    ]

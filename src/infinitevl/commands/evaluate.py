@@ -14,8 +14,8 @@ from infinitevl.commands.console import load_model, warn
 from infinitevl.data.forking import spare_processors
 from infinitevl.errors import InfiniteVLError
 from infinitevl.evaluation.plan import QUICK, Plan
-from infinitevl.evaluation.results import markdown
-from infinitevl.evaluation.run import evaluate_model
+from infinitevl.evaluation.results import Results, markdown
+from infinitevl.evaluation.run import evaluate_model, save
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 
 
@@ -31,19 +31,23 @@ class EvalOptions:
     workers: int | None = None
     long_tokens: int | None = None
     window_frames: int | None = None
+    beside: str | None = None
     device: str | None = None
     dtype: str | None = None
 
 
 def run(options: EvalOptions) -> int:
     _make_folder(options.out)
+    name, other = _read(options.beside) if options.beside else ("", None)
     model = load_model(options.model, options.device, options.dtype)
     plan = make_plan(options)
     if find_spec("matplotlib") is None:
         warn("no figures without matplotlib: pip install 'infinitevl[eval]'")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers complain in every worker
     workers = spare_processors() if options.workers is None else options.workers
-    results = _evaluated(model, plan, options.out, workers)
+    results = _evaluated(model, plan, workers)
+    results = results.beside(name, other) if other else results
+    save(results, options.out)
     Console().print(Markdown(markdown(results)))
     click.echo(str(options.out / "results.json"))
     return 0
@@ -55,7 +59,18 @@ def make_plan(options: EvalOptions) -> Plan:
     return replace(QUICK if options.quick else Plan(), **{k: v for k, v in wanted.items() if v is not None})
 
 
-def _evaluated(model: InfiniteVLForConditionalGeneration, plan: Plan, out: Path, workers: int):
+def _read(beside: str) -> tuple[str, Results]:
+    """NAME=FILE"""
+    name, _, path = beside.partition("=")
+    if not name or not path or name == "model":
+        raise InfiniteVLError(f"--beside {beside}: it is NAME=FILE, such as teacher=evaluation/results.json")
+    try:
+        return name, Results.from_json(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InfiniteVLError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+
+
+def _evaluated(model: InfiniteVLForConditionalGeneration, plan: Plan, workers: int) -> Results:
     terminal = Console(stderr=True)
     columns = (TextColumn("{task.description:12}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
@@ -63,9 +78,8 @@ def _evaluated(model: InfiniteVLForConditionalGeneration, plan: Plan, out: Path,
         return evaluate_model(
             model,
             plan,
-            out,
-            workers,
-            lambda done, total, test: progress.update(task, completed=done, total=total, description=test),
+            workers=workers,
+            tell=lambda done, total, test: progress.update(task, completed=done, total=total, description=test),
         )
 
 

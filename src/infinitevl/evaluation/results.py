@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ class Results:
             return cls(**{**values, **lines, "plan": Plan(**plan), "norms": norms})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InfiniteVLError(f"these are no results of an evaluation: {error}") from None
+
+    def beside(self, name: str, other: "Results") -> "Results":
+        """With what another model answered as one more variant, of this name."""
+        theirs = [replace(line, variant=name) for line in other.cells if line.variant == "model"]
+        return replace(self, cells=[*self.cells, *theirs])
 
     def of(self, test: str, variant: str | None = None, **fields: Any) -> list[Line]:
         """The cells of a test, with these values."""
@@ -108,7 +113,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _name(line: Line) -> str:
-    return line.group if line.test == line.group else f"{line.test}: {line.group}"
+    name = line.group if line.test == line.group else f"{line.test}: {line.group}"
+    return name if line.variant == "model" else f"{name}, {line.variant}"
 
 
 def _row(line: Line) -> list[Any]:
