@@ -3,14 +3,18 @@
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from helpers import Model, assert_same_state, text_ids, tiny_model
+from helpers import RELATIVE, Model, assert_same_state, randomise, text_ids, tiny_model
 from infinitevl.model import graphs
 from infinitevl.model.graphs import DESKS, Desk, Graphs, replays
+from infinitevl.model.random_model import random_model
 from infinitevl.model.state import State
+from infinitevl.streaming import feeding
 from infinitevl.streaming.feeding import PIECES, piece_of, take_text
+from infinitevl.streaming.stream import Stream
 
 
 class Recorded:
@@ -96,6 +100,10 @@ def test_what_runs_beside_waits_for_its_last_result_to_be_read(kept: Graphs, mon
     assert told == [*before, ("beside", "waits for", "event 3"), *before]
 
 
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (56, 84, 3), dtype=np.uint8)
+
+
 def fed(model: Model, tokens: int) -> State:
     state = model.allocate_state()
     with torch.inference_mode():
@@ -124,6 +132,61 @@ def test_a_state_that_is_gone_is_not_kept(model: Model):
     before = second.fork()
     desk.seat(second)
     assert_same_state(second, before)
+
+
+def test_a_branch_lies_where_graphs_are(model: Model):
+    """Whoever's state lay there; all of them stay what they were."""
+    first, second = fed(model, 5), fed(model, 9)
+    before, other = first.fork(), second.fork()
+    desk = Desk(first)
+    place = desk.state.count.data_ptr()
+    first.bound = before.bound = 7  # a graph that feeds it tells this to the state, not to the desk
+    for state, same in ((first, before), (second, other), (second, other), (first, before)):
+        branch = desk.branch(state)
+        assert branch.count.data_ptr() == place and branch.bound == same.bound
+        assert_same_state(branch, same)
+        desk.seat(branch)
+        desk.state.reset()
+        assert_same_state(first, before)
+        assert_same_state(second, other)
+        assert int(branch.count) == 0
+    last = desk.branch(second)
+    desk.seat(first)
+    assert_same_state(last, other)
+    assert_same_state(first, before)
+
+
+def test_streams_whose_states_take_turns(kept: Graphs, monkeypatch: pytest.MonkeyPatch):
+    """Frames while an answer is read, forks, answers that are remembered: as without graphs."""
+
+    def lived(model: Any) -> tuple[list[str], list[State]]:
+        stream, said = Stream(model, fps=None), []
+        for turn in range(3):
+            stream.see(picture(turn))
+            late = stream.ask("What is it?", max_new_tokens=6)
+            said.append(next(late, ""))
+            stream.see(picture(10 + turn))
+            twin = stream.fork()
+            twin.see(picture(20 + turn))
+            for each in (stream, twin, stream):
+                said.append("".join(each.ask("Where is it?", max_new_tokens=4)))
+            said.append("".join(late))
+            said.append("".join(stream.ask("And now?", max_new_tokens=3, remember=turn == 1)))
+        return said, [stream.state, twin.state]
+
+    made = random_model(0, sliding_window=48).eval()
+    randomise(made)
+    usual, states = lived(made)
+    made.graphs = kept
+    kept.limit = 100
+    for module in (graphs, feeding):
+        monkeypatch.setattr(module, "replays", lambda *_: True)
+    monkeypatch.setattr(feeding, "beside", lambda model, make, given: make(given))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    assert lived(made)[0] == usual
+    assert Recorded.made > 4 and len(kept._desks) == 1
+    for found, expected in zip(lived(made)[1], states, strict=True):
+        assert_same_state(found, expected, RELATIVE[torch.float32])
 
 
 def test_few_batch_sizes_have_desks(model: Model, kept: Graphs):

@@ -3,8 +3,9 @@
 A graph reads and writes fixed addresses. Its inputs are copied into tensors of its own; the state that it changes is
 the one on a `Desk`, the only state of its batch size that graphs know. A state that is fed is put on the desk, which
 takes over its tensors; the one that lay there before, if anyone still holds it, gets tensors of its own. So a stream
-that is fed again and again is never copied, and one that takes turns with others is copied once a turn. Rows of a
-larger state (`State.at`) stay where they are: their places are an input like others.
+that is fed again and again is never copied, and one that takes turns with others is copied once a turn. A copy that is
+to be fed at once is made there (`branch`). Rows of a larger state (`State.at`) stay where they are: their places are
+an input like others.
 
 Graphs of one lane share scratch memory, so they run one after the other. There are two lanes: one that follows the
 caller's CUDA stream, and one beside it, for what needs no result of the work before it (`beside`).
@@ -65,6 +66,13 @@ def beside(model: Any, make: Callable[[Tensor], Tensor], given: Tensor) -> Tenso
     return graphs_of(model).beside(model.device, make, given)
 
 
+def branch(model: Any, state: State) -> State:
+    """An independent copy of `state`, which is to be fed next: where graphs replay, it lies on their desk already."""
+    if not replays(model, state):
+        return state.fork()
+    return graphs_of(model).branch(model.device, state)
+
+
 def replays(model: Any, state: State | None = None) -> bool:
     """Whether graphs serve this model here and now: states that grow move, and a graph inside another cannot be."""
     if model.device.type != "cuda" or model.training or ops.preferred() in PLAIN:
@@ -98,14 +106,27 @@ class Desk:
 
     def seat(self, state: State) -> None:
         """From here on the tensors of `state` are the desk's, until another one is seated."""
+        if self._owner() is not state:
+            self._send_away()
+            self.state.copy_(state)
+            state.adopt(self.state)
+            self._owner = weakref.ref(state)
+
+    def branch(self, state: State) -> State:
+        """A copy of `state`, seated."""
+        if self._send_away() is not state:
+            self.state.copy_(state)
+        made = self.state.view()
+        made.bound = state.bound
+        self._owner = weakref.ref(made)
+        return made
+
+    def _send_away(self) -> State | None:
+        """Give whose state lies here tensors of its own, which hold the same; None where it is held no more."""
         owner = self._owner()
-        if owner is state:
-            return
         if owner is not None:
             owner.adopt(self.state.fork())
-        self.state.copy_(state)
-        state.adopt(self.state)
-        self._owner = weakref.ref(state)
+        return owner
 
 
 class Lane:
@@ -182,6 +203,10 @@ class Graphs:
             found = graph(inputs, None if state is None else state.slots)
             return found if aside or found is None else found.clone()  # before another thread's graph writes there
 
+    def branch(self, device: torch.device, state: State) -> State:
+        with self._lock, torch.cuda.device(device):
+            return self._desk(state).branch(state)
+
     def beside(self, device: torch.device, make: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
         with self._lock, torch.cuda.device(device):
             here, there = torch.cuda.current_stream(), self._lane(True).stream
@@ -203,16 +228,20 @@ class Graphs:
 
     def _place(self, state: State) -> State:
         """What graphs read and write for `state`: places that it names, or the desk, on which it is put."""
-        return state if state.slots is not None else self._seat(state).state
+        if state.slots is not None:
+            return state
+        desk = self._desk(state)
+        desk.seat(state)
+        return desk.state
 
-    def _seat(self, state: State) -> Desk:
+    def _desk(self, state: State) -> Desk:
+        """The one of its batch size; its own tensors, where there was none."""
         desk = self._desks.get(state.batch_size)
         if desk is None:
             while len(self._desks) >= DESKS:
                 self._clear_oldest()
             desk = self._desks[state.batch_size] = Desk(state)
         self._desks.move_to_end(state.batch_size)
-        desk.seat(state)
         return desk
 
     def _clear_oldest(self) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from infinitevl.errors import InfiniteVLError
+from infinitevl.model.graphs import branch
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 from infinitevl.model.state import State
 from infinitevl.model.transfer import done
@@ -95,7 +96,7 @@ class Stream:
         asked = self.session.question(self.model.processor, question)
         pieces = TextPieces(self.model.processor.tokenizer, stop)
         writer = Writer(Sampling(temperature, top_p, seed), pieces, max_new_tokens, self.model.end_tokens())
-        speaker = self if remember else self.fork()
+        speaker = self if remember else self._with(branch(self.model, self.state))
         answer = speaker._answer(asked, writer)
         speaker._writer = weakref.ref(answer)
         return answer
@@ -103,12 +104,7 @@ class Stream:
     def fork(self) -> "Stream":
         """An independent stream with the same memory."""
         self._check_free()
-        branch = object.__new__(Stream)
-        branch.model, branch.state = self.model, self.state.fork()
-        branch.session = replace(self.session, stats=replace(self.session.stats))
-        branch._sampler = branch.session.sampler()
-        branch._writer, branch._seen = None, self._seen
-        return branch
+        return self._with(self.state.fork())
 
     def save(self, path: str | os.PathLike) -> None:
         """Write everything to a file of constant size, atomically."""
@@ -128,6 +124,15 @@ class Stream:
             raise InfiniteVLError(f"{path} is damaged: what it says of the stream cannot be read") from error
         stream._sampler = stream.session.sampler()
         return stream
+
+    def _with(self, state: State) -> "Stream":
+        """The same with another state."""
+        other = object.__new__(Stream)
+        other.model, other.state = self.model, state
+        other.session = replace(self.session, stats=replace(self.session.stats))
+        other._sampler = other.session.sampler()
+        other._writer, other._seen = None, self._seen
+        return other
 
     def _check_free(self) -> None:
         answer = self._writer() if self._writer else None
