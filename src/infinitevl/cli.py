@@ -390,6 +390,7 @@ def ablate(recipe: str, changes: tuple[str, ...]) -> int:
 @click.option("--rows", type=AT_LEAST_1, help="Most streams in one batch.  [default: 512; quick: 64]")
 @click.option("--workers", type=click.IntRange(0), help="Processes that make frames.  [default: by processors]")
 @click.option("--long-tokens", type=click.IntRange(0), help="Longest stream.  [default: 500000; quick: 4096]")
+@click.option("--long-streams", type=AT_LEAST_1, help="How many long ones.  [default: 64; quick: 8]")
 @click.option("--window-frames", type=AT_LEAST_1, help="Frames that count as a window.  [default: by the model]")
 @click.option("--beside", metavar="NAME=FILE", help="results.json of another model, to be shown as NAME.")
 @device_options

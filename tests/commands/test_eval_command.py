@@ -44,7 +44,8 @@ def test_options():
     options = EvalOptions("model", Path("out"))
     assert make_plan(options) == Plan()
     assert make_plan(replace(options, quick=True)) == QUICK
-    assert make_plan(replace(options, count=5, rows=3, long_tokens=0)) == Plan(count=5, rows=3, long_tokens=0)
+    wanted = {"count": 5, "rows": 3, "long_tokens": 0, "long_streams": 2, "window_frames": 7}
+    assert make_plan(replace(options, **wanted)) == Plan(**wanted)
 
 
 def test_a_checkpoint(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):

@@ -30,6 +30,7 @@ class EvalOptions:
     rows: int | None = None
     workers: int | None = None
     long_tokens: int | None = None
+    long_streams: int | None = None
     window_frames: int | None = None
     beside: str | None = None
     device: str | None = None
@@ -55,7 +56,9 @@ def run(options: EvalOptions) -> int:
 
 def make_plan(options: EvalOptions) -> Plan:
     """The quick or the whole plan, with what was asked for."""
-    wanted = {name: getattr(options, name) for name in ("count", "rows", "long_tokens", "window_frames")}
+    wanted = {
+        name: getattr(options, name) for name in ("count", "rows", "long_tokens", "long_streams", "window_frames")
+    }
     return replace(QUICK if options.quick else Plan(), **{k: v for k, v in wanted.items() if v is not None})
 
 
