@@ -1,5 +1,7 @@
 """Variants of a stream are what separate streams would be, and what emptying the memory proves."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -116,9 +118,14 @@ def test_norms(model: Model):
     assert watch.norms[5].layers != pytest.approx(watch.norms[4].layers, rel=1e-2)
 
 
-def test_a_pool_answers_as_the_streams_do(model: Model):
-    """Each question of the row it was added for, at the moment at which it was added."""
+def test_a_pool_answers_as_the_streams_do(model: Model, monkeypatch: pytest.MonkeyPatch):
+    """Each question of the row it was added for, at the moment at which it was added, in batches of one size."""
     found: list[tuple[str, str]] = []
+    together, answer = list[int](), Lockstep.answer
+
+    def answered(streams: Lockstep, questions: Sequence[str], most: int) -> list[str]:
+        together.append(len(questions))
+        return answer(streams, questions, most)
 
     class Heard(Tally):
         def count(self, ask: Ask, answer: str) -> None:
@@ -133,11 +140,13 @@ def test_a_pool_answers_as_the_streams_do(model: Model):
     stream.see(shown[:, 2:])
     assert not found
     last = stream.ask([texts[3]] * 3, max_new_tokens=4)
-    pool.add(stream, [1, 1], [ask(texts[3]), ask(texts[3])])
-    assert len(found) == 4
+    monkeypatch.setattr(Lockstep, "answer", answered)
+    pool.add(stream, [1, 1, 0, 2, 1], [ask(texts[3])] * 5)
+    assert len(found) == 6
     pool.flush()
-    expected = [answers[0][2], answers[1][0], last[1], last[1]]
-    assert found == list(zip([texts[0], texts[1], texts[3], texts[3]], expected, strict=True))
+    expected = [answers[0][2], answers[1][0], *(last[i] for i in (1, 1, 0, 2, 1))]
+    assert found == list(zip([*texts[:2], *[texts[3]] * 5], expected, strict=True))
+    assert together == [3, 3, 1]
 
 
 def test_a_narrow_model():

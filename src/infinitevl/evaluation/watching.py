@@ -70,7 +70,8 @@ def reach(layer_types: Sequence[str]) -> int:
 
 
 class Pool:
-    """Collects forks of streams with a question each, and answers many at once. Call `flush` at the end."""
+    """Collects forks of streams with a question each, and answers `limit` at once: batches of one size, so that CUDA
+    graphs are captured once. Call `flush` at the end."""
 
     def __init__(self, tally: Tally, limit: int) -> None:
         self.tally, self.limit = tally, limit
@@ -79,10 +80,12 @@ class Pool:
 
     def add(self, streams: Lockstep, rows: Sequence[int], asks: Sequence[Ask]) -> None:
         """Ask rows[i] of the streams, as they are now, asks[i]."""
-        for start in range(0, len(rows), self.limit):
-            self._parts.append(streams.take(rows[start : start + self.limit]))
-            self._asks += asks[start : start + self.limit]
-            if len(self._asks) >= self.limit:
+        while rows:
+            room = self.limit - len(self._asks)
+            self._parts.append(streams.take(rows[:room]))
+            self._asks += asks[:room]
+            rows, asks = rows[room:], asks[room:]
+            if len(self._asks) == self.limit:
                 self.flush()
 
     def flush(self) -> None:
