@@ -73,7 +73,8 @@ def test_a_table_and_going_on(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert list(found["no-sft"]["losses"]) == ["layerwise", "distillation"]
     written = (tmp_path / "out" / "ablations.md").read_text()
     assert all(f"| {name} |" in written for name in ("chance", *found))
-    assert (tmp_path / "out" / "ablations.png").stat().st_size > 10_000
+    for figure in ("ablations.png", "losses.png"):
+        assert (tmp_path / "out" / figure).stat().st_size > 10_000 and f"]({figure})" in written
     assert (
         infinitevl.load(tmp_path / "out/no-sft/seed0/distillation/model").config.text_config.layer_types[0][0] == "s"
     )

@@ -27,7 +27,7 @@ Run = Callable[..., Any]
         (["nothing", "--out", "file/out"], "cannot use file/out as a folder"),
         (["nothing", "--device", "toaster"], "toaster"),
         (["nothing", "--beside", "results.json"], "--beside results.json: it is NAME=FILE"),
-        (["nothing", "--beside", "model=file"], "--beside model=file: it is NAME=FILE"),
+        (["nothing", "--beside", "a=evaluation/results.json"], "evaluation/results.json would be overwritten"),
         (["nothing", "--beside", "teacher=gone.json"], "cannot read gone.json: No such file"),
         (["nothing", "--beside", "teacher=file"], "these are no results of an evaluation"),
     ],
@@ -50,7 +50,7 @@ def test_options():
 
 def test_a_checkpoint(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(plan, "EPISODES", ())
-    tiny = replace(QUICK, ages=(1,), loads=(), facts=2, long_tokens=0, ablations=False)
+    tiny = replace(QUICK, ages=(1,), loads=(1, 2), load_age=1, facts=2, long_tokens=0, ablations=False)
     monkeypatch.setattr(evaluate, "QUICK", tiny)
     done = run("eval", checkpoint, "--quick", "--count", 2, "--workers", 1, "--out", "found/here")
     assert done.code == 0, done
@@ -61,14 +61,20 @@ def test_a_checkpoint(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatc
     assert Path("found/here/results.md").read_text().startswith("# model\n")
     assert Path("found/here/age.png").read_bytes().startswith(b"\x89PNG")
 
-    done = run(
-        "eval", checkpoint, "--quick", "--count", 2, "--workers", 1, "--beside", "other=found/here/results.json"
-    )
+    again = ("eval", checkpoint, "--quick", "--count", 2, "--workers", 1)
+    done = run(*again, "--beside", "other=found/here/results.json")
     assert done.code == 0, done
     told = Path("evaluation/results.md").read_text()
-    assert "| windows | model | other | chance |" in told
+    assert "| windows | model | other | chance |" in told and "| cards | model | other | chance |" in told
     assert "| perception: see | " in told and "| perception: see, other | " in told
-    both = json.loads(Path("evaluation/results.json").read_text())["cells"]
-    assert [line["right"] for line in both if line["variant"] == "other"] == [
-        line["right"] for line in results["cells"]
-    ]
+    both = json.loads(Path("evaluation/results.json").read_text())
+    assert both["others"] == ["other"]
+    theirs = [line["right"] for line in both["cells"] if line["variant"] == "other"]
+    assert theirs == [line["right"] for line in results["cells"]]
+
+    for options, message in (
+        (("model=found/here/results.json",), "results have a column of that name"),
+        (("other=found/here/results.json", "--window-frames", 3), "frames of a window"),
+    ):
+        done = run(*again, "--out", "no", "--beside", *options)
+        assert (done.code, len(done.err)) == (2, 1) and message in done.err[0], done

@@ -12,6 +12,7 @@ import torch
 from infinitevl.errors import InfiniteVLError
 from infinitevl.evaluation import plan as plans
 from infinitevl.evaluation import run, watching
+from infinitevl.evaluation.lockstep import Lockstep
 from infinitevl.evaluation.plan import GROWN_AT_ONCE, QUICK, Plan, Run, bounded, runs
 from infinitevl.evaluation.results import Results, markdown
 from infinitevl.evaluation.run import evaluate_model, window_frames
@@ -149,10 +150,28 @@ def test_a_state_that_grows_is_bounded():
         assert plan.rows_of(show) * show.length * 16 <= GROWN_AT_ONCE
     assert sizes["length", 1024] == 32 and sizes["perception", 8] == 512
     assert Plan().rows_of(show) == 512
+    assert bounded(replace(plan, tokens_at_once=1000)).tokens_at_once == 1000
 
 
 @pytest.mark.parametrize("layers", [None, ["full_attention"] * 2], ids=["hybrid", "full attention"])
-def test_a_model_is_evaluated(layers: list[str] | None, tmp_path: Path):
+def test_a_model_is_evaluated(layers: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One whose state grows in batches, and with forks, of few tokens."""
+    monkeypatch.setattr(plans, "GROWN_AT_ONCE", 2000)
+    sizes, see, answer = dict[int, int](), Lockstep.see, Lockstep.answer
+
+    def seen(streams: Lockstep, frames: torch.Tensor, rows: Sequence[int] | None = None) -> None:
+        see(streams, frames, rows)
+        _at_most(streams)
+
+    def answered(streams: Lockstep, questions: Sequence[str], most: int) -> list[str]:
+        _at_most(streams)
+        return answer(streams, questions, most)
+
+    def _at_most(streams: Lockstep) -> None:
+        sizes[streams.state.batch_size] = max(sizes.get(streams.state.batch_size, 0), streams.frames)
+
+    monkeypatch.setattr(Lockstep, "see", seen)
+    monkeypatch.setattr(Lockstep, "answer", answered)
     model = random_model(num_hidden_layers=2, layer_types=layers, sliding_window=48)
     plan = replace(PLAN, count=2, loads=(), ages=(1, 3), facts=2, long_tokens=640, long_ages=(1,))
     told: list[tuple[int, int, str]] = []
@@ -163,6 +182,8 @@ def test_a_model_is_evaluated(layers: list[str] | None, tmp_path: Path):
         {"model"} if layers else {"model", "amnesic", "reset", "window / 4"}
     )
     assert told[-1][0] == told[-1][1]
+    largest = max(rows * frames * plan.frame_tokens for rows, frames in sizes.items())
+    assert (largest <= 2000) == bool(layers), sizes
     assert Results.from_json((tmp_path / "a" / "out" / "results.json").read_text()) == results
     assert (tmp_path / "a" / "out" / "results.md").read_text() == markdown(results)
     figures = {path.name for path in (tmp_path / "a" / "out").glob("*.png")}

@@ -102,6 +102,9 @@ def test_gates_of_many_rows(m: int):
     x, (w, scale), bias = round_rows(normal(m, 48)), weight(64, 48), normal(64)
     exact = ops.swiglu(x.to(torch.float64), w, bias.double(), scale, backend="reference")
     assert_close(ops.swiglu(x, w, bias, scale, backend="triton"), exact, 2 * BFLOAT16)
+    found = ops.swiglu(x, w, bias, scale, rounded=True, backend="triton")
+    assert isinstance(found, Rounded) or m <= fp8.TILED
+    assert relative(found.to(torch.float64), exact) < 1.1 * TYPICAL
 
 
 def test_parts_with_the_norm_of_the_sum():

@@ -39,6 +39,8 @@ def normal(*shape: int, dtype: torch.dtype) -> Tensor:
 def test_products(m: int, plan: linear.Rows | linear.Tiles | None, gated: bool, dtype: torch.dtype, tolerance: float):
     """x, the weight and the residual are slices of wider tensors; what is beside them is NaN."""
     n, k = 19, 77
+    if gated and plan is None:
+        pytest.skip("gates by cuBLAS are two steps of `swiglu`")
     if gated and isinstance(plan, linear.Tiles):
         plan = replace(plan, splits=1)  # the parts of a gate cannot be added after it
     x, residual = (torch.full((m, 96), float("nan"), dtype=dtype, device=DEVICE)[:, 5 : 5 + s] for s in (k, n))
@@ -53,7 +55,7 @@ def test_products(m: int, plan: linear.Rows | linear.Tiles | None, gated: bool, 
         assert_close(found, run(*given, backend="reference"), tolerance)
 
 
-@pytest.mark.parametrize("shape", [(70,), (1, 1, 70), (2, 3, 70)])
+@pytest.mark.parametrize("shape", [(70,), (1, 1, 70), (2, 3, 70), (7, 11, 70)])
 def test_as_operations(shape: tuple[int, ...]):
     """Whatever the plan for the shape is."""
     x, weight = normal(*shape, dtype=torch.bfloat16), normal(24, 70, dtype=torch.bfloat16)

@@ -154,5 +154,6 @@ def test_the_table(tmp_path: Path):
     assert "…" not in shown and "80.0" in shown and "plain diverged: sft, step 3" in shown
     write(results, tmp_path)
     assert (tmp_path / "ablations.png").stat().st_size > 5_000
+    assert not (tmp_path / "losses.png").exists()
     write(results[2:], tmp_path / "diverged")
     assert not (tmp_path / "diverged" / "ablations.png").exists()

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from infinitevl.commands.console import load_model, warn
 from infinitevl.data.forking import spare_processors
 from infinitevl.errors import InfiniteVLError
-from infinitevl.evaluation.plan import QUICK, Plan
+from infinitevl.evaluation.plan import NARROW, QUICK, Plan, runs
 from infinitevl.evaluation.results import Results, markdown
-from infinitevl.evaluation.run import evaluate_model, save
+from infinitevl.evaluation.run import evaluate_model, save, window_frames
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
 
 
@@ -39,9 +39,11 @@ class EvalOptions:
 
 def run(options: EvalOptions) -> int:
     _make_folder(options.out)
-    name, other = _read(options.beside) if options.beside else ("", None)
+    name, other = _read(options) if options.beside else ("", None)
     model = load_model(options.model, options.device, options.dtype)
     plan = make_plan(options)
+    if other:
+        _check(name, other, plan, window_frames(model, plan))
     if find_spec("matplotlib") is None:
         warn("no figures without matplotlib: pip install 'infinitevl[eval]'")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers complain in every worker
@@ -62,15 +64,25 @@ def make_plan(options: EvalOptions) -> Plan:
     return replace(QUICK if options.quick else Plan(), **{k: v for k, v in wanted.items() if v is not None})
 
 
-def _read(beside: str) -> tuple[str, Results]:
-    """NAME=FILE"""
-    name, _, path = beside.partition("=")
-    if not name or not path or name == "model":
-        raise InfiniteVLError(f"--beside {beside}: it is NAME=FILE, such as teacher=evaluation/results.json")
+def _read(options: EvalOptions) -> tuple[str, Results]:
+    """The other model's name and results."""
+    name, _, path = str(options.beside).partition("=")
+    if not name or not path:
+        raise InfiniteVLError(f"--beside {options.beside}: it is NAME=FILE, such as teacher=teacher/results.json")
+    if Path(path).resolve() == (options.out / "results.json").resolve():
+        raise InfiniteVLError(f"{path} would be overwritten: give another --out")
     try:
         return name, Results.from_json(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise InfiniteVLError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+
+
+def _check(name: str, other: Results, plan: Plan, window: int) -> None:
+    """InfiniteVLError where they cannot be shown together."""
+    taken = {variant.name for each in runs(plan, window, grows=False) for variant in (*each.variants, NARROW)}
+    if name in taken:
+        raise InfiniteVLError(f"--beside {name}=...: results have a column of that name")
+    Results({}, plan, window).beside(name, other)
 
 
 def _evaluated(model: InfiniteVLForConditionalGeneration, plan: Plan, workers: int) -> Results:

@@ -81,8 +81,8 @@ class WorldBatches(Dataset):
         return pack([fill_row(samples, self.tokens, waiting) for _ in range(self.rows)], self.tokens)
 
     def _samples(self, step: int) -> Iterator[Encoded]:
-        """Without end; episodes that leave nothing to ask (2% of nano's), or are too long (none of nano's), are passed
-        over, since there are always more."""
+        """Without end; episodes that leave nothing to ask, or are too long, are passed over, since there are always
+        more."""
         rng = np.random.default_rng((self.seed, step, self.rank))
         chances, refused = self._chances(step), 0
         while refused < MOST_REFUSED:

@@ -49,10 +49,10 @@ def _age(axis: Any, results: Results) -> bool:
 
 def _load(axis: Any, results: Results) -> bool:
     """Accuracy against the number of facts."""
-    age = results.plan.load_age
-    lines = results.of("memory", "model", windows=age)
-    _curve(axis, lines, "cards", "model")
-    _accuracy(axis, lines, "cards", f"Recall after {age:g} attention windows")
+    lines = results.loads()
+    for variant in _variants(lines):
+        _curve(axis, [line for line in lines if line.variant == variant], "cards", variant)
+    _accuracy(axis, lines, "cards", f"Recall after {results.plan.load_age:g} attention windows")
     axis.set_xlabel("facts to remember")
     return bool(lines)
 

@@ -13,7 +13,8 @@ EPISODES, EPISODE_FRAMES, EPISODE_QUESTIONS = ("recall", "order"), 64, 4
 PLAIN, NARROW = Variant(), Variant("window / 4")
 RESET_WINDOWS, HALF_LIFE_WINDOWS = 64, 16  # of the memory, in long streams
 LONG_ROWS = 16  # long streams at a time, which as many processes can share
-MOST_GROWN, GROWN_AT_ONCE = 16384, 2**19  # tokens that a model whose state grows is shown, of all streams of a batch
+MOST_GROWN = 16384  # tokens of a stream that a model whose state grows is shown
+GROWN_AT_ONCE = 2**19  # tokens that all streams of a batch of such a model hold
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Run:
 
 def bounded(plan: Plan) -> Plan:
     """What there is memory for where the model's state grows."""
-    return replace(plan, long_tokens=min(plan.long_tokens, MOST_GROWN), tokens_at_once=GROWN_AT_ONCE)
+    at_once = min(plan.tokens_at_once or GROWN_AT_ONCE, GROWN_AT_ONCE)
+    return replace(plan, long_tokens=min(plan.long_tokens, MOST_GROWN), tokens_at_once=at_once)
 
 
 def runs(plan: Plan, window: int, grows: bool) -> list[Run]:
@@ -114,13 +116,13 @@ def _loads(plan: Plan, window: int) -> list[Run]:
 
 
 def _long(plan: Plan, window: int, tamper: bool) -> list[Run]:
-    """Accuracy at the end of the long streams and at 1/4, 1/16, ... of it; norms at powers of 2 and at the end."""
-    frames, stops, youngest = plan.long_tokens // plan.frame_tokens, list[int](), window * min(plan.long_ages)
-    while frames > 0 and (not stops or youngest < frames <= stops[-1] - plan.asking):
-        stops.append(frames)
-        frames //= 4
-    if not stops:
+    """Accuracy at the end of the long streams and at 1/4, 1/16, ... of it, as long as what is asked before one comes
+    after the one before, and there is something to ask; norms at powers of 2 and at the end."""
+    if plan.long_tokens < plan.frame_tokens:
         return []
+    stops, youngest = [plan.long_tokens // plan.frame_tokens], window * min(plan.long_ages)
+    while youngest < (frames := stops[-1] // 4) <= stops[-1] - plan.asking:
+        stops.append(frames)
     show = Endless(tuple(sorted(stops)), plan.long_ages, window, plan.asking, size=plan.size)
     reset = Variant(f"reset every {RESET_WINDOWS} windows", every=RESET_WINDOWS * window)
     decay = Variant(f"half-life {HALF_LIFE_WINDOWS} windows", every=window, factor=0.5 ** (1 / HALF_LIFE_WINDOWS))

@@ -18,7 +18,8 @@ HEAD = ("accuracy", "95% interval", "chance", "asked")
 @dataclass
 class Results:
     """model, plan: what was evaluated, and how; cells, kinds, held_out: accuracies, see Tally; norms: of the memory
-    in long streams; window_frames: frames that count as one attention window; seconds: by test."""
+    in long streams; window_frames: frames that count as one attention window; seconds: by test; others: names of
+    other models, which are variants of cells."""
 
     model: dict[str, Any]
     plan: Plan
@@ -28,6 +29,7 @@ class Results:
     held_out: list[Line] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -45,9 +47,27 @@ class Results:
             raise InfiniteVLError(f"these are no results of an evaluation: {error}") from None
 
     def beside(self, name: str, other: "Results") -> "Results":
-        """With what another model answered as one more variant, of this name."""
+        """With what another model answered as one more variant, of this name.
+
+        InfiniteVLError where other frames, facts or windows were asked about.
+        """
+        mine, its = self._asked_alike(), other._asked_alike()
+        for what in mine:
+            if mine[what] != its[what]:
+                raise InfiniteVLError(f"{name} cannot be shown beside it: {what} {its[what]} there, {mine[what]} here")
         theirs = [replace(line, variant=name) for line in other.cells if line.variant == "model"]
-        return replace(self, cells=[*self.cells, *theirs])
+        return replace(self, cells=[*self.cells, *theirs], others=[*self.others, name])
+
+    def _asked_alike(self) -> dict[str, float]:
+        """What lines of two models must have in common to be compared."""
+        plan = self.plan
+        windows = {"frames of a window": self.window_frames, "pixels of a frame": plan.size}
+        return {**windows, "facts": plan.facts, "windows before facts are counted": plan.load_age}
+
+    def loads(self) -> list[Line]:
+        """Cells of the number of facts, of the models as they are."""
+        lines = self.of("memory", windows=self.plan.load_age)
+        return [line for line in lines if line.variant in ("model", *self.others)]
 
     def of(self, test: str, variant: str | None = None, **fields: Any) -> list[Line]:
         """The cells of a test, with these values."""
@@ -61,7 +81,7 @@ def markdown(results: Results) -> str:
     sections = {
         "Short tests": _short(results),
         "Memory: age of the fact": _pivot(results.of("memory", cards=plan.facts), "windows"),
-        "Memory: number of facts": _pivot(results.of("memory", "model", windows=plan.load_age), "cards"),
+        "Memory: number of facts": _pivot(results.loads(), "cards"),
     }
     for age in sorted({line.windows for line in results.of("length") if line.windows is not None}):
         sections[f"Long streams: facts {age:g} windows old"] = _pivot(results.of("length", windows=age), "tokens")

@@ -67,7 +67,10 @@ def beside(model: Any, make: Callable[[Tensor], Tensor], given: Tensor) -> Tenso
 
 
 def branch(model: Any, state: State) -> State:
-    """An independent copy of `state`, which is to be fed next: where graphs replay, it lies on their desk already."""
+    """`state.fork()` for a copy that is to be fed next: where graphs replay, it is made on their desk.
+
+    state: no rows of a larger one.
+    """
     if not replays(model, state):
         return state.fork()
     return graphs_of(model).branch(model.device, state)

@@ -14,7 +14,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, wraps
 from itertools import count as numbers
 from pathlib import Path
@@ -77,7 +77,7 @@ class DeltaState:
         return torch.zeros(self.memory.shape[:2], dtype=torch.int32, device=self.memory.device)
 
 
-PARTS = {AttentionState: ("keys", "values"), DeltaState: ("memory", "tail")}  # that are saved and copied
+PARTS = {kind: [x.name for x in fields(kind) if x.type is Tensor] for kind in (AttentionState, DeltaState)}
 
 
 class State:

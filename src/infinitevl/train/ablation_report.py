@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from infinitevl.train.ablations import CHAIN, LONG, VARIANTS, Result
+from infinitevl.train.ablations import CHAIN, LONG, VARIANTS, Result, folder_of
 from infinitevl.train.curves import smooth
 from infinitevl.train.keeping import METRICS, read_metrics, replace
 
@@ -143,7 +143,7 @@ def _figures(results: Sequence[Result], out: Path) -> list[str]:
 
 def _losses(out: Path, result: Result) -> tuple[int, list[float]]:
     """Of the last stage of the chain, which learns right answers: the steps before it, and its losses."""
-    folder = out / result.variant / f"seed{result.seed}"
+    folder = folder_of(out, result.variant, result.seed)
     *before, last = (read_metrics(folder / stage / METRICS) for stage in CHAIN)
     return sum(map(len, before)), [point.loss for point in last]
 

@@ -161,8 +161,13 @@ def gather(out: Path) -> list[Result]:
     return sorted(results, key=lambda result: (order.index(result.variant), result.seed))
 
 
+def folder_of(out: Path, variant: str, seed: int) -> Path:
+    """Of a run."""
+    return out / variant / f"seed{seed}"
+
+
 def _folder(plan: Plan, variant: Variant, seed: int) -> Path:
-    return plan.out / variant.name / f"seed{seed}"
+    return folder_of(plan.out, variant.name, seed)
 
 
 def _pin(plan: Plan, variant: Variant, seed: int) -> None:

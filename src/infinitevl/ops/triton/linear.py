@@ -174,11 +174,9 @@ def multiply(
     plan: Rows | Tiles | None,
     gated: bool = False,
 ) -> Tensor:
-    """`ops.linear`, or `ops.swiglu` where gated, of x [M, K] and residual [M, N] by a plan.
+    """`ops.linear`, or `ops.swiglu` where gated, which needs a plan, of x [M, K] and residual [M, N].
     x: Tensor, or `Rounded` for tiles and cuBLAS, which needs it with a weight in float8."""
     if plan is None:
-        if gated:
-            return silu_product(_library(x, weight, None, scale), bias)
         y = _library(x, weight, bias, scale)
         return y if residual is None else residual + y
     run = _one_row if isinstance(plan, Rows) else _tiles
