@@ -184,6 +184,7 @@ def test_a_model_is_evaluated(layers: list[str] | None, tmp_path: Path, monkeypa
     assert told[-1][0] == told[-1][1]
     largest = max(rows * frames * plan.frame_tokens for rows, frames in sizes.items())
     assert (largest <= 2000) == bool(layers), sizes
+    assert results.plan == plan
     assert Results.from_json((tmp_path / "a" / "out" / "results.json").read_text()) == results
     assert (tmp_path / "a" / "out" / "results.md").read_text() == markdown(results)
     figures = {path.name for path in (tmp_path / "a" / "out").glob("*.png")}

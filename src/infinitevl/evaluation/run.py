@@ -53,8 +53,8 @@ def evaluate_model(
     its share.
     """
     plan, model = plan or Plan(), model.eval()
-    plan = bounded(plan) if _grows(model) else plan
     results = Results(_described(model), plan, window_frames(model, plan))
+    plan = bounded(plan) if _grows(model) else plan
     rank, count = rank_and_count()
     todo = share(runs(plan, results.window_frames, _grows(model)), rank, count)
     mine = Found()
