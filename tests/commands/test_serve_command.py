@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from filelock import FileLock
 
 from infinitevl.server import run as running
 
@@ -87,6 +88,17 @@ def test_a_port_in_use(run, begun: list[Any]):
         done = run("serve", "--port", port)
     assert done.code == 2 and not begun
     assert done.err == [f"infinitevl: cannot listen at 127.0.0.1, port {port}: Address already in use"]
+
+
+def test_a_folder_in_use(run, begun: list[Any], tmp_path: Path):
+    """One server after the other uses it, never two at a time."""
+    (tmp_path / "state").mkdir()
+    wanted = ("serve", "--port", 0, "--state-dir", tmp_path / "state")
+    with FileLock(tmp_path / "state" / ".lock"):
+        done = run(*wanted)
+    assert done.code == 2 and not begun
+    assert done.err == [f"infinitevl: {tmp_path / 'state'} is another server's: give another --state-dir"]
+    assert [run(*wanted).code for _ in range(2)] == [0, 0]
 
 
 def test_it_serves_until_it_is_told_to_end(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

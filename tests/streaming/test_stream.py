@@ -379,7 +379,7 @@ def test_bad_frames(model: Model, bad: object, first: bool):
     assert stream.see(picture(0))
 
 
-@pytest.mark.parametrize("time", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("time", [float("nan"), float("inf"), -float("inf"), 1e300])
 def test_bad_times(model: Model, time: float):
     stream = watched(model, 1)
     with pytest.raises(InfiniteVLError, match="number of seconds"):

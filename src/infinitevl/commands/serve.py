@@ -10,6 +10,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from infinitevl.commands.console import boxed_model, load_model, make_folder
 from infinitevl.errors import InfiniteVLError
 from infinitevl.server import lasting
@@ -55,9 +57,10 @@ def run(options: ServeOptions) -> int:
     with _listening(options.host, options.port) as listener:
         _check_keys(options, settings, listener)
         _make_private(settings.folder)
-        running = Running(load_model(options.model, options.device, options.dtype), _budget(options), settings)
-        with lasting.collecting_often(), _quiet_signals():
-            running.serve(listener, f"infinitevl serving {settings.model} at {_address(options.host, listener)}")
+        with _alone_in(settings.folder):
+            running = Running(load_model(options.model, options.device, options.dtype), _budget(options), settings)
+            with lasting.collecting_often(), _quiet_signals():
+                running.serve(listener, f"infinitevl serving {settings.model} at {_address(options.host, listener)}")
     return 0
 
 
@@ -101,6 +104,17 @@ def _make_private(folder: Path) -> None:
     """What streams have seen lies there, and passwords of their sources."""
     make_folder(folder)
     folder.chmod(0o700)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two servers would overwrite each other's streams."""
+    try:
+        held = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise InfiniteVLError(f"{folder} is another server's: give another --state-dir") from None
+    with held:
+        yield
 
 
 def _settings(options: ServeOptions) -> "Settings":

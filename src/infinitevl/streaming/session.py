@@ -1,7 +1,6 @@
 """What a stream is apart from the model's memory: its clock, its rate, where its conversation stands."""
 
 import json
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -23,6 +22,7 @@ from infinitevl.model.processing import (
 from infinitevl.video.resize import smart_resize
 from infinitevl.video.sampling import Sampler
 
+LATEST = 1e11  # seconds of a frame's time, before or after 0: some 3,000 years
 MIN_PIXELS, MAX_PIXELS = 4 * 28 * 28, 256 * 28 * 28  # 4 to 256 tokens a frame
 OPENINGS = {"new": f"{SYSTEM}{IM_START}user\n", "video": VISION_END, "answered": f"{IM_END}\n{IM_START}user\n"}
 
@@ -89,7 +89,7 @@ class Session:
 
     def time(self, given: float | None) -> float:
         """Seconds on the stream's clock. A time that goes back belongs to a new source: it continues the clock."""
-        if given is not None and not math.isfinite(given):
+        if given is not None and not abs(given) <= LATEST:
             raise InfiniteVLError(f"the time of a frame must be a number of seconds, not {given}")
         step = 1 / self.fps if self.fps else 0.5
         if self.last is None:
