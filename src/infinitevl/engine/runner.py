@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from infinitevl.engine.pool import Pool, Seat
 from infinitevl.engine.prompt import MediaPrompt, Piece, TextPrompt
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
-from infinitevl.model.transfer import done, to_device
+from infinitevl.model.transfer import done
 from infinitevl.streaming.feeding import encode_frames, take_frames, take_text, take_tokens
 from infinitevl.streaming.session import Session
 from infinitevl.streaming.speaking import Speaker
@@ -100,8 +100,7 @@ class Runner:
         with self.pool.working(seats, self._rows(len(seats))) as state:
             resting = state.batch_size - len(seats)
             speaker = Speaker(self.model, state, [*samplings, *[Sampling()] * resting], ends=())
-            ids = to_device(torch.tensor([*tokens, *[0] * resting]), self.model.device)
-            return speaker.go_on(ids).tolist()[: len(seats)]
+            return speaker.go_on(torch.tensor([*tokens, *[0] * resting])).tolist()[: len(seats)]
 
     @torch.inference_mode()
     def norms(self, seat: Seat) -> list[float]:

@@ -36,9 +36,10 @@ class Speaker:
 
     @torch.inference_mode()
     def go_on(self, tokens: Tensor) -> Tensor:
-        """Feed tokens [B], and choose the next ones. A row whose token is an end stays as it is, token and all."""
+        """Feed tokens [B], which may be on the host, and choose the next ones. A row whose token is an end stays as it
+        is, token and all."""
         model = self.model
-        drawn = draws(self.samplings, model.config.text_config.vocab_size, tokens.device)
+        drawn = draws(self.samplings, model.config.text_config.vocab_size, model.device)
         inputs = tokens, self._ends, *drawn
         return run(model, ("step", len(drawn)), partial(_step, model), *inputs, state=self.state)
 
