@@ -15,7 +15,7 @@ export function take(id) {
 
 /** The server is back: connections that wait are opened at once. */
 export function reconnect() {
-  for (const live of open.values()) live.again();
+  for (const live of open.values()) live.hurry();
 }
 
 /** Events: "state" when `state` changes, and the server's messages as CustomEvents by their type, see docs/protocol.md. */
@@ -50,6 +50,11 @@ class Live extends EventTarget {
   send(message) {
     if (this.state !== "open") throw new Failure(0, "Not connected to this stream; trying again.");
     this.#socket.send(message instanceof Blob ? message : JSON.stringify(message));
+  }
+
+  /** Tries again now, unless it is trying. */
+  hurry() {
+    if (this.#socket?.readyState !== WebSocket.CONNECTING) this.again();
   }
 
   #drop() {
