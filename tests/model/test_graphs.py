@@ -1,6 +1,7 @@
 """What surrounds CUDA graphs: whose state lies where, which graph serves a call, how many are kept."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,13 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Graphs:
     monkeypatch.setattr(Recorded, "made", 0)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(graphs, "Lane", Aside)
+    has_memory(monkeypatch, 10**12)
     return Graphs(limit=3)
+
+
+def has_memory(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
+    """The device."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=size))
 
 
 def test_what_runs_beside_waits_for_its_last_result_to_be_read(kept: Graphs, monkeypatch: pytest.MonkeyPatch):
@@ -205,6 +212,22 @@ def test_few_batch_sizes_have_desks(model: Model, kept: Graphs):
     assert [state.count.tolist() for state in states] == [[2] * state.batch_size for state in states]
     kept.run(model, "count", count, (), states[-1])
     assert Recorded.made == 2 * len(states)
+
+
+def test_desks_hold_few_bytes(model: Model, kept: Graphs, monkeypatch: pytest.MonkeyPatch):
+    """Of rows that a quarter of the device's memory holds together; one alone may be larger."""
+
+    def count(state: State) -> None:
+        state.count.add_(1)
+
+    has_memory(monkeypatch, 4 * 5 * model.allocate_state().nbytes)
+    states = [model.allocate_state(size) for size in (1, 2, 3, 2, 9, 1)]
+    on_desks = []
+    for state in states:
+        kept.run(model, "count", count, (), state)
+        on_desks.append(list(kept._desks))
+    assert on_desks == [[1], [1, 2], [2, 3], [3, 2], [9], [1]]
+    assert [state.count.tolist() for state in states] == [[1] * state.batch_size for state in states]
 
 
 def test_a_graph_per_function_and_shape(model: Model, kept: Graphs):

@@ -33,6 +33,7 @@ from infinitevl.model.transfer import pinned, to_device
 
 GRAPHS = 48  # that are kept; each holds its inputs, outputs and launches
 DESKS = 8  # batch sizes whose states graphs know; each desk holds a state
+DESK_SHARE = 0.25  # of the device's memory: as much as the states on desks take together, if they are more than one
 WARMUPS = 2
 PLAIN = ("eager", "reference")  # backends that stand for themselves in comparisons, launches and all
 
@@ -171,7 +172,7 @@ class Graph:
 
 class Graphs:
     """The graphs of a model, by what they do, and their desks, by batch size; of both, the one that was not used for
-    longest goes when there are too many, a desk with its graphs."""
+    longest goes when there are too many, or desks hold too many bytes, a desk with its graphs."""
 
     def __init__(self, limit: int = GRAPHS) -> None:
         self.limit = limit
@@ -241,11 +242,17 @@ class Graphs:
         """The one of its batch size; its own tensors, where there was none."""
         desk = self._desks.get(state.batch_size)
         if desk is None:
-            while len(self._desks) >= DESKS:
+            while self._desks and not self._has_room(state):
                 self._clear_oldest()
             desk = self._desks[state.batch_size] = Desk(state)
         self._desks.move_to_end(state.batch_size)
         return desk
+
+    def _has_room(self, state: State) -> bool:
+        """For one more desk."""
+        taken = sum(desk.state.nbytes for desk in self._desks.values()) + state.nbytes
+        memory = torch.cuda.get_device_properties(state.count.device).total_memory
+        return len(self._desks) < DESKS and taken <= DESK_SHARE * memory
 
     def _clear_oldest(self) -> None:
         """Who lies on that desk keeps its tensors."""
