@@ -131,7 +131,7 @@ def chat(**options: Any) -> int:
 @click.option(
     "--api-key", "api_keys", multiple=True, metavar="KEY", help="Who may use it; also INFINITEVL_API_KEYS=A,B."
 )
-@click.option("--state-dir", metavar="FOLDER", help="Streams survive restarts here.")
+@click.option("--state-dir", metavar="FOLDER", help="Streams survive restarts here; one server a folder.")
 @click.option("--replicas", type=AT_LEAST_1, help="Many, on a Ray cluster; --state-dir may be s3://BUCKET/FOLDER.")
 @click.option("--slots", type=AT_LEAST_1, default=8, show_default=True, help="Streams on the device at once.")
 @click.option("--max-streams", type=AT_LEAST_1, default=256, show_default=True, help="Streams in all.")
