@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from infinitevl.commands.console import load_model, warn
+from infinitevl.commands.console import load_model, make_folder, warn
 from infinitevl.data.forking import spare_processors
 from infinitevl.errors import InfiniteVLError
 from infinitevl.evaluation.plan import NARROW, QUICK, Plan, runs
@@ -38,7 +38,7 @@ class EvalOptions:
 
 
 def run(options: EvalOptions) -> int:
-    _make_folder(options.out)
+    make_folder(options.out)
     name, other = _read(options) if options.beside else ("", None)
     model = load_model(options.model, options.device, options.dtype)
     plan = make_plan(options)
@@ -72,9 +72,9 @@ def _read(options: EvalOptions) -> tuple[str, Results]:
     if Path(path).resolve() == (options.out / "results.json").resolve():
         raise InfiniteVLError(f"{path} would be overwritten: give another --out")
     try:
-        return name, Results.from_json(Path(path).read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InfiniteVLError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+        return name, Results.from_json(Path(path).read_bytes())
+    except OSError as error:
+        raise InfiniteVLError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _check(name: str, other: Results, plan: Plan, window: int) -> None:
@@ -96,10 +96,3 @@ def _evaluated(model: InfiniteVLForConditionalGeneration, plan: Plan, workers: i
             workers=workers,
             tell=lambda done, total, test: progress.update(task, completed=done, total=total, description=test),
         )
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InfiniteVLError(f"cannot use {out} as a folder: {error.strerror}") from None

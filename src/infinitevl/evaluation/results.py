@@ -35,7 +35,7 @@ class Results:
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "Results":
+    def from_json(cls, text: str | bytes) -> "Results":
         """What `to_json` wrote. InfiniteVLError for anything else."""
         try:
             values = json.loads(text)

@@ -89,7 +89,7 @@ class Session:
 
     def time(self, given: float | None) -> float:
         """Seconds on the stream's clock. A time that goes back belongs to a new source: it continues the clock."""
-        if given is not None and not abs(given) <= LATEST:
+        if given is not None and not abs(given) <= LATEST:  # nor NaN
             raise InfiniteVLError(f"the time of a frame must be a number of seconds, not {given}")
         step = 1 / self.fps if self.fps else 0.5
         if self.last is None:
