@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import RELATIVE, Model, assert_same_state, randomise, text_ids, tiny_model
-from infinitevl.model import graphs
+from helpers import RELATIVE, Model, assert_close, assert_same_state, randomise, text_ids, tiny_model
+from infinitevl.model import graphs, modeling, pieces
 from infinitevl.model.graphs import DESKS, Desk, Graphs, replays
+from infinitevl.model.pieces import AT_ONCE, PIECES, piece_of
 from infinitevl.model.random_model import random_model
 from infinitevl.model.state import State
 from infinitevl.streaming import feeding
-from infinitevl.streaming.feeding import PIECES, piece_of, take_text
+from infinitevl.streaming.feeding import take_text
 from infinitevl.streaming.stream import Stream
 
 
@@ -107,6 +108,11 @@ def test_what_runs_beside_waits_for_its_last_result_to_be_read(kept: Graphs, mon
     assert told == [*before, ("beside", "waits for", "event 3"), *before]
 
 
+def always_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (graphs, modeling, pieces):
+        monkeypatch.setattr(module, "replays", lambda *_: True)
+
+
 def picture(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (56, 84, 3), dtype=np.uint8)
 
@@ -186,8 +192,7 @@ def test_streams_whose_states_take_turns(kept: Graphs, monkeypatch: pytest.Monke
     usual, states = lived(made)
     made.graphs = kept
     kept.limit = 100
-    for module in (graphs, feeding):
-        monkeypatch.setattr(module, "replays", lambda *_: True)
+    always_replays(monkeypatch)
     monkeypatch.setattr(feeding, "beside", lambda model, make, given: make(given))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     assert lived(made)[0] == usual
@@ -259,3 +264,69 @@ def test_pieces_hold_what_they_are_for():
     lengths = range(1, PIECES[-1] + 1)
     assert all(piece_of(n) >= n for n in lengths)
     assert [piece_of(n) for n in (1, 2, 8, 33, 256)] == [1, 8, 8, 64, 256]
+
+
+@pytest.mark.parametrize("time", [1, 7, 8, 41])
+@pytest.mark.parametrize("padding", ["none", "left", "anywhere"])
+def test_prompts_in_pieces_are_whole(padding: str, time: int, kept: Graphs, monkeypatch: pytest.MonkeyPatch):
+    """Pieces of at most 8 tokens a row, then the next chunk: logits of real tokens, and the state."""
+    model, found = tiny_model(dtype=torch.float64), {}
+    ids, more = text_ids(3, time), text_ids(3, 5)
+    shown = torch.ones(3, time, dtype=torch.long)
+    if padding == "left":
+        shown = (torch.arange(time) >= torch.tensor([0, time // 2, time])[:, None]).long()
+    elif padding == "anywhere":
+        shown = (torch.rand(3, time) < 0.6).long()
+    masks = {} if padding == "none" else {"attention_mask": shown}
+
+    def run() -> tuple[torch.Tensor, torch.Tensor, State]:
+        state = model.allocate_state(3)
+        with torch.no_grad():
+            logits = model(ids, past_key_values=state, **masks).logits * shown[..., None]
+            return logits, model(more, past_key_values=state).logits, state
+
+    found["whole"] = run()
+    model.graphs, kept.limit = kept, 100
+    monkeypatch.setattr(pieces, "AT_ONCE", 3 * 8)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    always_replays(monkeypatch)
+    found["pieces"] = run()
+    assert {key[3][0][0][1] for key in kept._graphs} <= {1, 8}
+    for mine, whole in zip(found["pieces"], found["whole"], strict=True):
+        if isinstance(mine, State):
+            assert_same_state(mine, whole, RELATIVE[torch.float64])
+        else:
+            assert_close(mine, whole, RELATIVE[torch.float64])
+
+
+def test_generate_replays(kept: Graphs, monkeypatch: pytest.MonkeyPatch):
+    """Prompt and tokens of two rows, one of them padded: what it writes without graphs."""
+    model = tiny_model(dtype=torch.float64).eval()
+    ids, mask = text_ids(2, 9), torch.ones(2, 9, dtype=torch.long)
+    mask[0, :4] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False}
+    usual = model.generate(ids, **options)
+    model.graphs, kept.limit = kept, 100
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    always_replays(monkeypatch)
+    assert torch.equal(model.generate(ids, **options), usual)
+    assert {key[3][0][0][1] for key in kept._graphs} == {1, 16}
+
+
+def test_many_rows_are_put_in_by_shorter_pieces(kept: Graphs, monkeypatch: pytest.MonkeyPatch):
+    made: list[tuple[int, ...]] = []
+
+    def put(_: State, x: torch.Tensor, *lengths: torch.Tensor) -> torch.Tensor:
+        made.append((*x.shape, len(lengths)))
+        return x
+
+    always_replays(monkeypatch)
+    monkeypatch.setattr(pieces, "run", lambda model, key, put, *inputs, state: put(state, *inputs))
+    for rows, time in ((1, 2100), (64, 300), (2 * AT_ONCE, 2)):
+        x, lengths = torch.zeros(rows, time), torch.full((rows,), time)
+        starts = [start for start, _ in pieces.in_pieces(None, None, "put", put, (x,), lengths)]
+        assert starts[:2] == [0, made[0][1]]
+        assert sum(shape[1] for shape in made) >= time and {shape[0] for shape in made} == {rows}
+        assert all(shape[2] == (shape[1] > time - start) for shape, start in zip(made, starts, strict=True))
+        assert max(shape[1] for shape in made) == {1: 1024, 64: 128, 2 * AT_ONCE: 1}[rows]
+        made.clear()

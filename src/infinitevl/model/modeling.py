@@ -14,9 +14,10 @@ from transformers.utils import ModelOutput
 from infinitevl.model.configuration import InfiniteVLConfig
 from infinitevl.model.decoder import Decoder
 from infinitevl.model.generation import StateGenerationMixin
-from infinitevl.model.graphs import run
+from infinitevl.model.graphs import replays
 from infinitevl.model.layers import GatedDeltaNet, RMSNorm, ShortConvolution
 from infinitevl.model.linear import Linear
+from infinitevl.model.pieces import in_pieces
 from infinitevl.model.positions import Grid, as_grid, number_prompts
 from infinitevl.model.state import State
 from infinitevl.model.vision import VisionTower
@@ -243,31 +244,43 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
         hidden: list[Tensor] | None,
     ) -> Tensor:
         """The decoder wants a row's padding behind its tokens: move it there, and the results back."""
-        decoder = self.model.language_model
-        if state is not None and hidden is None and embeds.shape[1] == 1 and not torch.is_grad_enabled():
-            return self._decode_one(embeds, positions, vision, mask, state)
-        if mask is None:
-            return decoder(embeds, positions, vision, None, seq_idx, state, hidden)
+        if mask is None or embeds.shape[1] == 1:
+            lengths = None if mask is None else (mask != 0).sum(1)
+            return self._decode_in_order(embeds, positions, vision, lengths, seq_idx, state, hidden)
         order = torch.argsort(mask == 0, dim=1, stable=True)
         back = torch.argsort(order, dim=1)
         positions = torch.stack([p.gather(1, order) for p in positions])
         seq_idx = None if seq_idx is None else seq_idx.gather(1, order)
         lengths = (mask != 0).sum(1)
-        x = decoder(_rows(embeds, order), positions, vision.gather(1, order), lengths, seq_idx, state, hidden)
+        vision, embeds = vision.gather(1, order), _rows(embeds, order)
+        x = self._decode_in_order(embeds, positions, vision, lengths, seq_idx, state, hidden)
         if hidden is not None:
             hidden[:] = [_rows(h, back) for h in hidden]
         return _rows(x, back)
 
-    def _decode_one(
-        self, embeds: Tensor, positions: Tensor, vision: Tensor, mask: Tensor | None, state: State
+    def _decode_in_order(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        vision: Tensor,
+        lengths: Tensor | None,
+        seq_idx: Tensor | None,
+        state: State | None,
+        hidden: list[Tensor] | None,
     ) -> Tensor:
-        """A token a row, replayed on a GPU: most of what `generate` does."""
+        """Into a state, without gradients, replayed on a GPU: prompts and tokens, as `generate` gives them."""
+        decoder = self.model.language_model
+        if state is None or hidden is not None or torch.is_grad_enabled() or not replays(self, state):
+            return decoder(embeds, positions, vision, lengths, seq_idx, state, hidden)
 
-        def step(state: State, embeds: Tensor, positions: Tensor, vision: Tensor, *lengths: Tensor) -> Tensor:
-            return self.model.language_model(embeds, positions, vision, *lengths, state=state)
+        def put(state: State, embeds: Tensor, positions: Tensor, vision: Tensor, *lengths: Tensor) -> Tensor:
+            return decoder(embeds, positions.permute(2, 0, 1), vision, *lengths, state=state)
 
-        lengths = () if mask is None else ((mask != 0).sum(1),)
-        return run(self, ("token", len(lengths)), step, embeds, positions, vision, *lengths, state=state)
+        batch, time = embeds.shape[:2]
+        real = torch.full((batch,), time) if lengths is None else lengths
+        inputs = embeds, positions.permute(1, 2, 0), vision
+        pieces = [found for _, found in in_pieces(self, state, "decode", put, inputs, real)]
+        return torch.cat(pieces, dim=1)[:, :time]
 
     def _positions(
         self,

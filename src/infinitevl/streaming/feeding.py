@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from infinitevl.model.graphs import beside, replays, run
+from infinitevl.model.graphs import beside, run
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
+from infinitevl.model.pieces import in_pieces
 from infinitevl.model.positions import grid_positions, tick
 from infinitevl.model.state import State
 from infinitevl.model.transfer import to_device
 from infinitevl.model.vision import Plan
 from infinitevl.video.resize import resize_to
-
-PIECES = (1, 8, 16, 32, 64, 128, 256)  # lengths of the pieces that text is put in by where graphs replay it
 
 
 def encode_frames(
@@ -87,7 +86,7 @@ def take_text(model: InfiniteVLForConditionalGeneration, state: State, rows: Seq
     """
     lengths = [len(row) for row in rows]
     ids = pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True)
-    return _in_pieces(model, state, put_text, (ids,), lengths)
+    return _last_logits(model, state, put_text, (ids,), lengths)
 
 
 def take_tokens(
@@ -102,44 +101,24 @@ def take_tokens(
 
     vision: [B, T] bool, True at tokens of images and videos.
     """
-    return _in_pieces(model, state, _put_tokens, (embeds, positions.permute(1, 2, 0), vision), lengths)
+    return _last_logits(model, state, _put_tokens, (embeds, positions.permute(1, 2, 0), vision), lengths)
 
 
-def _in_pieces(
+def _last_logits(
     model: InfiniteVLForConditionalGeneration,
     state: State,
     put: Callable[..., Tensor],
     inputs: tuple[Tensor, ...],
     lengths: Sequence[int],
 ) -> Tensor:
-    """`put` all that `inputs` [B, T, ...] hold; where graphs replay it, in pieces of the lengths that they know."""
-    total, real = inputs[0].shape[1], torch.tensor(lengths)
-    replayed = replays(model, state)
-    longest = PIECES[-1] if replayed else total
-    logits: Tensor | None = None
-    for start in range(0, total, longest):
-        piece = piece_of(min(longest, total - start)) if replayed else total
-        parts = [_padded(x[:, start : start + piece], piece) for x in inputs]
-        here = (real - start).clamp(0, piece)
-        ragged = bool((here < piece).any())
-        key, extra = (put.__name__, ragged), [here] if ragged else []
-        found = run(model, key, partial(put, model), *parts, *extra, state=state)
+    """[B, vocabulary] after each row's last token, from the piece that has it."""
+    real, logits = torch.tensor(lengths), None
+    for start, found in in_pieces(model, state, put.__name__, partial(put, model), inputs, real):
         if logits is not None:
             found = torch.where(to_device(real > start, model.device)[:, None], found, logits)
         logits = found
     assert logits is not None
     return logits
-
-
-def piece_of(length: int) -> int:
-    """The shortest of PIECES that holds so many tokens."""
-    return next(piece for piece in PIECES if piece >= length)
-
-
-def _padded(x: Tensor, length: int) -> Tensor:
-    """[B, T, ...] -> [B, length, ...], zeros behind."""
-    missing = length - x.shape[1]
-    return x if not missing else torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], dim=1)
 
 
 def put_text(model: InfiniteVLForConditionalGeneration, state: State, ids: Tensor, lengths: Tensor | None = None):
