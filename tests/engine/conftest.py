@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from helpers import randomise
+from infinitevl.engine import answers
 from infinitevl.engine.store import Store
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 from infinitevl.model.random_model import random_model
@@ -22,3 +23,10 @@ def model() -> Model:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture(params=["at once", "ahead"])
+def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """When the engine reads tokens: as on a CPU, and as on a GPU."""
+    monkeypatch.setattr(answers, "looks_ahead", lambda _: request.param == "ahead")
+    return request.param

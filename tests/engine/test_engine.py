@@ -23,6 +23,7 @@ from infinitevl.streaming.stream import Stream
 QUESTIONS = ["What is it?", "How many are there?", "Where?", "What was on the first sign, long ago?"]
 
 
+@pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize(("slots", "longest"), [(2, None), (5, 1.0)])
 def test_beside_others_parked_and_restored_at_random_is_as_alone(
     model: Model, store: Store, monkeypatch: pytest.MonkeyPatch, slots: int, longest: float | None
@@ -80,6 +81,7 @@ def test_a_damaged_memory_is_noticed(model: Model, monkeypatch: pytest.MonkeyPat
         assert ask(engine, ids[0]) == alone(model, films[1]) != alone(model, films[0])
 
 
+@pytest.mark.usefixtures("reading")
 def test_an_answer_is_of_the_moment_of_the_question(model: Model):
     """Frames go on while it is written, and it does not see them."""
     film = [picture(t) for t in range(12)]
@@ -96,6 +98,7 @@ def test_an_answer_is_of_the_moment_of_the_question(model: Model):
         assert ask(engine, id) == alone(model, film)
 
 
+@pytest.mark.usefixtures("reading")
 def test_remembered_answers_are_part_of_the_stream(model: Model):
     film = [picture(t) for t in range(6)]
     stream = Stream(model, fps=None)
@@ -120,6 +123,7 @@ def test_remembered_answers_are_part_of_the_stream(model: Model):
         assert engine.look(id).tokens == stream.stats.tokens
 
 
+@pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize("remember", [False, True])
 def test_cancelled(model: Model, remember: bool):
     """What was told is a beginning of the answer, all is let go of, and the stream goes on."""
@@ -256,6 +260,7 @@ def test_what_cannot_be_used(model: Model, call, error: str):
         assert ask(engine, id) == alone(model, [picture(0)])
 
 
+@pytest.mark.usefixtures("reading")
 def test_dropped_streams(model: Model, store: Store):
     with running(model, store) as engine:
         id, listener = engine.open({}), Listener()
@@ -269,6 +274,7 @@ def test_dropped_streams(model: Model, store: Store):
         assert store.names("streams") == []
 
 
+@pytest.mark.usefixtures("reading")
 def test_conversations(model: Model):
     """The same as generate, with pictures and a video, in pieces, beside streams that go on."""
     messages = [

@@ -22,7 +22,7 @@ def written(model: Model, in_slots: bool) -> list[list[int | None]]:
     rest = runner.prefill(prompts[1:2], samplings[:1])
     tokens = [first[0], rest[0], first[2]]
     chosen = runner.write([prompt.seat for prompt in prompts], [token or 0 for token in tokens], samplings)
-    return [first, rest, list(chosen)]
+    return [first, rest, chosen.tolist()[: len(LENGTHS)]]
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def crowds(
     return [
         Crowd("frame", frames, _ms(see, model.device), 1e3 * top.floor(work.operations, work.nbytes)),
         Crowd(
-            "token", tokens, _ms(lambda: runner.write(seats[:tokens], [5] * tokens, greedy), model.device),
+            "token", tokens, _ms(lambda: runner.write(seats[:tokens], [5] * tokens, greedy).tolist(), model.device),
             1e3 * top.floor(told.operations, told.nbytes),
         ),
     ]  # fmt: skip

@@ -1,20 +1,49 @@
 """Answers on their way, from the prompt to the last token. Only the engine's thread is in here."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from time import monotonic
+
+from torch import Tensor
 
 from infinitevl.engine.records import Answer, Frame, Watched, tell
 from infinitevl.engine.runner import Runner
 from infinitevl.engine.scheduler import Scheduler
 from infinitevl.engine.types import Answered, Delta, Observe, Reason
+from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
+from infinitevl.model.transfer import fetch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Tokens that were chosen for some answers, [rows] on the device, and are on their way to the host."""
+
+    answers: Sequence[Answer]
+    tokens: Tensor
+    read: Callable[[], list[int]]
+
+
+def looks_ahead(model: InfiniteVLForConditionalGeneration) -> bool:
+    """Whether what it is told is done later, so that a step can be told before the one before it has ended."""
+    return model.device.type == "cuda"
 
 
 class Answers:
-    """All that are being written."""
+    """All that are being written.
+
+    On a GPU the tokens of a step are read when the next one is under way, where that is of the same answers: neither
+    the device nor the host waits for the other. So an answer's last token may have been fed before it is known to be
+    the last; an end mark changes nothing then.
+    """
 
     def __init__(self, runner: Runner, scheduler: Scheduler[Answer, Frame], observe: Observe) -> None:
         self._runner, self._scheduler, self._observe = runner, scheduler, observe
         self._going: dict[str, Answer] = {}
+        self._looks_ahead = looks_ahead(runner.model)
+        self._ahead: Ahead | None = None
 
     def __len__(self) -> int:
         return len(self._going)
@@ -25,18 +54,23 @@ class Answers:
 
     def cancel(self, answer: str) -> None:
         """Nothing happens where it has ended."""
+        self.settle()
         if answer in self._going:
             self._end(self._going[answer], "cancelled")
 
     def cancel_all(self, watched: Watched | None = None) -> None:
         """Of a stream, or of all."""
+        self.settle()
         for answer in list(self._going.values()):
             if watched is None or answer.watched is watched:
                 self._end(answer, "cancelled")
 
     def fail(self, answers: Sequence[Answer], error: Exception) -> None:
+        """Those that have not ended. From where the error is handled."""
+        log.exception("answers failed")
         for answer in answers:
-            self._end(answer, "error", (str(error) or type(error).__name__).splitlines()[0])
+            if answer.id in self._going:
+                self._end(answer, "error", (str(error) or type(error).__name__).splitlines()[0])
 
     def prefill(self, answers: Sequence[Answer]) -> None:
         """The next piece of some prompts; the first token of those that are whole then."""
@@ -52,16 +86,42 @@ class Answers:
 
     def write(self, answers: Sequence[Answer]) -> None:
         """The next token of some answers."""
-        tokens = [answer.token or 0 for answer in answers]
+        before = self._ahead
+        if before and list(before.answers) != list(answers):
+            self.settle()
+            before, answers = None, [answer for answer in answers if answer.id in self._going]
+        if not answers:
+            return
+        tokens = before.tokens if before else [answer.token or 0 for answer in answers]
         samplings = [answer.writer.sampling for answer in answers]
         chosen = self._runner.write([answer.prefill.seat for answer in answers], tokens, samplings)
+        self._ahead = Ahead(answers, chosen, fetch(chosen))
         self._observe("batch_decode", len(answers))
-        for answer, token in zip(answers, chosen, strict=True):
-            self._put(answer, token)
+        if before:
+            self._tell(before, fed=True)
+        if not self._looks_ahead:
+            self.settle()
 
-    def _put(self, answer: Answer, token: int) -> None:
+    def settle(self) -> None:
+        """Tell the tokens that are not read yet, so that every answer is where its stream is."""
+        ahead, self._ahead = self._ahead, None
+        if ahead:
+            self._tell(ahead, fed=False)
+
+    def _tell(self, ahead: Ahead, *, fed: bool) -> None:
+        try:
+            tokens = ahead.read()
+        except Exception as error:  # of the device
+            self.fail(ahead.answers, error)
+            return
+        for answer, token in zip(ahead.answers, tokens, strict=False):  # then those of rows that rest
+            if answer.id in self._going:
+                self._put(answer, token, fed)
+
+    def _put(self, answer: Answer, token: int, fed: bool = False) -> None:
         """Tell the text of the token that was chosen, end where it ends."""
-        answer.token, text = answer.writer.write(token)
+        due, text = answer.writer.write(token)
+        answer.token = None if fed else due
         if answer.first is None:
             answer.first = monotonic() - answer.asked
             self._observe("first_token", answer.first)

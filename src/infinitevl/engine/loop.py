@@ -130,6 +130,8 @@ class Loop:
 
     def _compute(self, step: Step[Answer, Frame]) -> None:
         began = monotonic()
+        if not step.decode:
+            self.answers.settle()
         if step.frames:
             self._watch(self._at_hand(step))
         elif step.prefill:
@@ -146,7 +148,6 @@ class Loop:
         try:
             work(answers)
         except Exception as error:  # these fail alone: the others go on
-            log.exception("answers failed")
             self.answers.fail(answers, error)
 
     def _at_hand(self, step: Step[Answer, Frame]) -> list[tuple[Watched, Frame]]:

@@ -95,12 +95,17 @@ class Runner:
         return [next(following) if ends else None for ends in whole]
 
     @torch.inference_mode()
-    def write(self, seats: Sequence[Seat], tokens: Sequence[int], samplings: Sequence[Sampling]) -> list[int]:
-        """A token for each of some answers; the one chosen after it."""
+    def write(self, seats: Sequence[Seat], tokens: Sequence[int] | Tensor, samplings: Sequence[Sampling]) -> Tensor:
+        """A token for each of some answers; the ones chosen after them, [rows] on the device, those of rows that rest
+        last. An answer whose token is an end mark stays as it is.
+
+        tokens: of each answer, or what this gave for the same answers.
+        """
         with self.pool.working(seats, self._rows(len(seats))) as state:
             resting = state.batch_size - len(seats)
-            speaker = Speaker(self.model, state, [*samplings, *[Sampling()] * resting], ends=())
-            return speaker.go_on(torch.tensor([*tokens, *[0] * resting])).tolist()[: len(seats)]
+            speaker = Speaker(self.model, state, [*samplings, *[Sampling()] * resting], self.model.end_tokens())
+            given = tokens if isinstance(tokens, Tensor) else torch.tensor([*tokens, *[0] * resting])
+            return speaker.go_on(given)
 
     @torch.inference_mode()
     def norms(self, seat: Seat) -> list[float]:
