@@ -204,6 +204,41 @@ def test_a_seed_is_an_answer(model: Model):
     assert answer(stream, **options) == found
 
 
+def test_the_host_waits_for_nothing_but_tokens(model: Model):
+    """Frames, questions, tokens, drawn or not, of a stream and of an engine's rows: once their graphs are there, no
+    call waits for the device; tokens are waited for by their events."""
+    runner, seats = Runner(model, 4), [Seat() for _ in range(3)]
+    drawn = {"temperature": 1.0, "top_p": 0.9}
+    stream, samplings = Stream(model, fps=None), [Sampling(), Sampling(), Sampling(1.0, seed=3)]
+    try:
+        for mode in ("default", "error"):
+            torch.cuda.set_sync_debug_mode(mode)
+            for seed in range(3):
+                stream.see(picture(seed))
+                stream.see(picture(seed, (70, 90)))
+                assert answer(stream) and answer(stream, seed=1, **drawn)
+            tokens = runner.write(seats, [7, 8, 9], samplings)
+            runner.write(seats, tokens, samplings)
+        with pytest.raises(RuntimeError):
+            tokens.tolist()  # such a call would be noticed
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("length", [5, 300, 1500])
+def test_generate_replays(model: Model, length: int):
+    """Prompts in pieces, one of two rows padded, and their tokens: as step by step."""
+    ids = torch.randint(0, 250, (2, length), device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(length))
+    mask = torch.ones_like(ids)
+    mask[0, : length // 3] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False}
+    model.graphs = None
+    found = model.generate(ids, **options)
+    assert model.graphs is not None and {key[0][0] for key in model.graphs._graphs} == {"decode"}
+    with ops.using("eager"):
+        assert torch.equal(found, model.generate(ids, **options))
+
+
 def test_rows_of_a_pool_are_streams(model: Model):
     """Frames of three of four seats in their slots, and tokens with rows that rest beside them."""
     runner = Runner(model, 4)
