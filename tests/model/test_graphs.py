@@ -10,7 +10,8 @@ import torch
 
 from helpers import RELATIVE, Model, assert_close, assert_same_state, randomise, text_ids, tiny_model
 from infinitevl.model import graphs, modeling, pieces
-from infinitevl.model.graphs import DESKS, Desk, Graphs, replays
+from infinitevl.model.graphs import DESKS, Desk, Graphs, graphs_of, replays
+from infinitevl.model.linear import joined
 from infinitevl.model.pieces import AT_ONCE, PIECES, piece_of
 from infinitevl.model.random_model import random_model
 from infinitevl.model.state import State
@@ -252,6 +253,19 @@ def test_a_graph_per_function_and_shape(model: Model, kept: Graphs):
     kept.run(model, "count", count, (torch.zeros(2),), second)
     assert Recorded.made == 5
     assert (int(first.count), int(second.count)) == (4, 11)
+
+
+def test_a_model_with_graphs_has_its_weights_side_by_side(model: Model):
+    """Also one that did not come by `infinitevl.load`; it can still be trained."""
+    parts = [(module, names) for module in model.modules() for names in getattr(module, "joint", ())]
+    with torch.no_grad():
+        before = {name: value.clone() for name, value in model.named_parameters()}
+        assert not any(joined([getattr(module, name) for name in names]) for module, names in parts)
+        with torch.inference_mode():
+            assert graphs_of(model) is graphs_of(model) is model.graphs
+        assert parts and all(joined([getattr(module, name) for name in names]) for module, names in parts)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+    model(text_ids(1, 5)).logits.sum().backward()
 
 
 def test_a_cpu_needs_none(model: Model):

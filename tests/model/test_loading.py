@@ -42,6 +42,14 @@ def test_it_is_the_model_that_was_written(checkpoint: Path):
     assert answer(model) == answer(written)
 
 
+@pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}])
+def test_the_model_is_for_one_device(checkpoint: Path, device_map: object):
+    model = Model.from_pretrained(checkpoint, device_map=device_map)
+    assert len({value.device for value in model.parameters()}) == 1
+    with pytest.raises(ValueError, match="device_map names 2 devices: the model is for one"):
+        Model.from_pretrained(checkpoint, device_map={"model": 0, "lm_head": "cpu"})
+
+
 def test_the_auto_classes(checkpoint: Path):
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from infinitevl import ops
+from infinitevl.model.linear import join
 from infinitevl.model.state import AttentionState, State
 from infinitevl.model.transfer import pinned, to_device
 
@@ -95,8 +96,11 @@ def takes_slots(model: Any) -> bool:
 
 
 def graphs_of(model: Any) -> "Graphs":
+    """Those of a model; the first time its weights are laid side by side, however it was loaded and moved here."""
     with _making:
         if model.graphs is None:
+            with torch.inference_mode(False):
+                join(model)
             model.graphs = Graphs()
         return model.graphs
 

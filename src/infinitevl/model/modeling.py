@@ -77,8 +77,11 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> "InfiniteVLForConditionalGeneration":
-        """As in transformers. Safetensors only; older prefixes of the tensor names are accepted."""
+        """As in transformers. Safetensors only; older prefixes of the tensor names are accepted. A `device_map` that
+        spreads parts by itself ("auto") is the first device; ValueError for one that names several."""
         kwargs = {"key_mapping": OLD_NAMES, **kwargs, "use_safetensors": True}
+        if kwargs.get("device_map") is not None:
+            kwargs["device_map"] = _on_one_device(kwargs["device_map"])
         return super().from_pretrained(name, *args, **kwargs)
 
     @property
@@ -331,6 +334,15 @@ def init_decay(a_log: Tensor, dt_bias: Tensor) -> None:
     low, high = math.log(1e-3), math.log(1e-1)
     dt = torch.empty_like(dt_bias, dtype=torch.float32).uniform_(low, high).exp()
     dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+
+def _on_one_device(device_map: Any) -> Any:
+    """A state lies on one device, and so does the model."""
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return {"": "cuda:0" if torch.cuda.is_available() else "cpu"}
+    if isinstance(device_map, dict) and len(set(device_map.values())) > 1:
+        raise ValueError(f"device_map names {len(set(device_map.values()))} devices: the model is for one")
+    return device_map
 
 
 def _rows(x: Tensor, order: Tensor) -> Tensor:
