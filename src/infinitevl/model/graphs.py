@@ -99,8 +99,7 @@ def graphs_of(model: Any) -> "Graphs":
     """Those of a model; the first time its weights are laid side by side, however it was loaded and moved here."""
     with _making:
         if model.graphs is None:
-            with torch.inference_mode(False):
-                join(model)
+            join(model)
             model.graphs = Graphs()
         return model.graphs
 

@@ -95,7 +95,6 @@ def project_and_norm(residual: Tensor, x: Tensor | Rounded, linear: Any, norm: A
     return ops.linear_norm(x, weight, bias, residual, scale, norm.weight, norm.eps, rounded=norm.rounded)
 
 
-@torch.no_grad()
 def join(model: nn.Module) -> None:
     """Lay the weights and biases of the modules that a module lists in `joint` side by side. Again is harmless.
 
@@ -107,9 +106,13 @@ def join(model: nn.Module) -> None:
         for names in getattr(module, "joint", ()):
             linears = [getattr(module, name) for name in names]
             if all(_plain(linear) for linear in linears):
-                every = _pad(getattr(module, module.into)) if hasattr(module, "into") else 0
-                for name in Map._fields:
-                    _lay([getattr(linear, name) for linear in linears], every)
+                with (
+                    torch.inference_mode(linears[0].weight.is_inference()),
+                    torch.no_grad(),
+                ):  # they stay what they are
+                    every = _pad(getattr(module, module.into)) if hasattr(module, "into") else 0
+                    for name in Map._fields:
+                        _lay([getattr(linear, name) for linear in linears], every)
 
 
 def joined(linears: Sequence[Any], every: int = 0) -> Map | None:
