@@ -106,10 +106,8 @@ def join(model: nn.Module) -> None:
         for names in getattr(module, "joint", ()):
             linears = [getattr(module, name) for name in names]
             if all(_plain(linear) for linear in linears):
-                with (
-                    torch.inference_mode(linears[0].weight.is_inference()),
-                    torch.no_grad(),
-                ):  # they stay what they are
+                # parameters stay tensors of the mode that they were made in
+                with torch.inference_mode(linears[0].weight.is_inference()), torch.no_grad():
                     every = _pad(getattr(module, module.into)) if hasattr(module, "into") else 0
                     for name in Map._fields:
                         _lay([getattr(linear, name) for linear in linears], every)
