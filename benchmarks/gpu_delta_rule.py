@@ -1,9 +1,10 @@
 """The Triton gated delta rule on a GPU at the 4B model's sizes: checked against float64 first, then timed.
 
-python benchmarks/gpu_delta_rule.py [--quick] [--sweep] [--kernels]
+python benchmarks/gpu_delta_rule.py [--quick] [--sweep] [--kernels] [--compiled]
 Times are those of a CUDA graph. `others`, on an H200: FLA 0.6 forward, measured in a CUDA graph (heads of 128 x 256),
 and FlashQLA backward, published, the same work. --quick: bfloat16 and a few sizes only. --sweep: other launch
-settings of each scan and sum. --kernels: the time of every kernel.
+settings of each scan and sum. --kernels: the time of every kernel. --compiled: forward and backward by autograd
+beside the eager operations by torch.compile, which takes a minute and a half to do so.
 """
 
 import argparse
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="bfloat16 only, and fewer sizes")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--kernels", action="store_true")
+    parser.add_argument("--compiled", action="store_true")
     given = parser.parse_args()
     torch.manual_seed(0)
     dtypes, kinds = ([torch.bfloat16], ["usual"]) if given.quick else (TOLERANCE, ["usual", "static", "wipes"])
@@ -54,6 +56,10 @@ def main() -> None:
         report("launch settings", [row for kernel in SWEEP for row in sweep(kernel)])
     if given.kernels:
         kernels(1, 8192)
+    if given.compiled:
+        report(
+            "forward and backward of 8,192 tokens by autograd", [trained(name, 8192) for name in ("triton", "eager")]
+        )
     top = ceilings(DEVICE, torch.bfloat16)
     rows = [forward_row(*size, theirs, top) for size, theirs in FORWARD.items() if size in QUICK or not given.quick]
     rows += [backward_row(*size, theirs, top) for size, theirs in BACKWARD.items() if size in QUICK or not given.quick]
@@ -117,6 +123,31 @@ def backward_row(batch: int, time: int, theirs: float | None, top: Ceilings) -> 
     run = graphed(lambda: delta_rule_backward.gradients(x, d_o, d_final))
     nbytes = 2 * sum(x.nbytes for x in (*inputs[:2], *inputs[:1], *inputs[2:3], inputs[5]))
     return row("backward", batch, time, run, top.floor(2.5 * batch * operations(time), nbytes), theirs)
+
+
+def trained(backend: str, time: int) -> dict:
+    """Eager operations are compiled."""
+
+    def rule(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.gated_delta_rule(*leaves, backend=backend)
+
+    forward = torch.compile(rule, dynamic=False) if backend == "eager" else rule
+    leaves = [x.requires_grad_() for x in make(1, time, torch.bfloat16)]
+    weights = torch.randn_like(leaves[2]), torch.randn_like(leaves[5])
+
+    def run() -> None:
+        torch.autograd.grad(forward(*leaves), leaves, weights)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):  # autograd goes back on the stream that it came by, and so does a graph
+        run()
+        launched = seconds_of(run, DEVICE, 11)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        run()
+    replayed = seconds_of(graph.replay, DEVICE, 11)
+    return {"backend": backend, "T": time, "one by one ms": 1e3 * launched, "graph ms": 1e3 * replayed}
 
 
 def row(what: str, batch: int, time: int, run: Callable[[], object], floor: float, theirs: float | None) -> dict:
