@@ -14,7 +14,7 @@ from torch import Tensor
 from gpu_graphs import CUDA, made
 from harness import report
 from infinitevl.machine import clock, machine
-from infinitevl.model import modeling
+from infinitevl.model import graphs
 
 TOKENS = "8,64,256,700,1024,4096,16384,65536"
 WARM, REPEATS = 2, 5
@@ -31,12 +31,12 @@ def main() -> None:
 
 def row(model: Any, tokens: int) -> dict[str, Any]:
     ids = torch.randint(0, 250, (1, tokens), device=CUDA)
-    replays, times = modeling.replays, dict[str, float]()
+    replays, times = graphs.replays, dict[str, float]()
     for name, does in (("graphs ms", replays), ("none ms", lambda *_: False)):
-        modeling.replays = does
+        graphs.replays = does
         spent = [clock(lambda: read(model, ids), CUDA) for _ in range(WARM + REPEATS)]
         times[name] = 1e3 * median(spent[WARM:])
-    modeling.replays = replays
+    graphs.replays = replays
     return {"tokens": tokens, **times}
 
 

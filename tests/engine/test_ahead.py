@@ -1,6 +1,7 @@
 """Tokens that are read when the next step is under way: the answers, and the streams, of tokens read at once."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from helpers import RELATIVE, assert_same_state
 from infinitevl.engine import answers as module
+from infinitevl.engine.answers import Answers
 from infinitevl.engine.engine import Engine
 from infinitevl.engine.runner import Runner
+from infinitevl.engine.scheduler import Scheduler
 from infinitevl.engine.types import Answered, Asking
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 from infinitevl.model.state import State
-from infinitevl.streaming.text import Writer
+from infinitevl.streaming.text import TextPieces, Writer
 
 LONG = Asking(max_tokens=14)
 
@@ -222,3 +225,84 @@ def test_a_step_that_fails_ends_its_answers(model: Model, monkeypatch: pytest.Mo
         monkeypatch.setattr(module, "fetch", fetch)
         assert told(engine, first, LONG).wait().text == expected
         assert engine.load()["answers"] == 0
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.usefixtures("reading")
+def test_what_failed_is_in_the_stream_once(model: Model, monkeypatch: pytest.MonkeyPatch, step: int):
+    """An answer that is remembered, when a step fails."""
+    write, steps = Runner.write, [0]
+
+    def failing(*given: Any) -> Tensor:
+        steps[0] += 1
+        if steps[0] == step:
+            raise RuntimeError("out of memory")
+        return write(*given)
+
+    with running(model) as engine:
+        [id] = streams(engine, 1)
+        before = engine.look(id).tokens
+        with monkeypatch.context() as patched:
+            patched.setattr(Runner, "write", failing)
+            end = told(engine, id, Asking(max_tokens=9, remember=True)).wait()
+        assert end.reason == "error"
+        watch(engine, id, [picture(77)], start=3)  # it is held no more
+        [state] = states(engine, [id])
+        assert int(state.count) == engine.look(id).tokens > before
+
+
+@pytest.mark.usefixtures("reading")
+def test_an_end_that_fails_is_told(model: Model, monkeypatch: pytest.MonkeyPatch):
+    """The stream is held no more, and the engine goes on; so it does where a text cannot be told."""
+
+    def failing(*_: Any) -> None:
+        raise RuntimeError("no more memory")
+
+    with running(model) as engine:
+        [id] = streams(engine, 1)
+        with monkeypatch.context() as patched:
+            patched.setattr(Answers, "_remember", failing)
+            end = told(engine, id, Asking(max_tokens=2, remember=True)).wait()
+        assert (end.reason, end.error) == ("error", "no more memory")
+        with monkeypatch.context() as patched:
+            patched.setattr(TextPieces, "push", failing)
+            end = told(engine, id, Asking(max_tokens=6)).wait()
+        assert (end.reason, end.error) == ("error", "no more memory")
+        assert told(engine, id, Asking(max_tokens=3)).wait().reason == "length"
+
+
+def test_seats_of_answers_that_ended_are_free(model: Model, monkeypatch: pytest.MonkeyPatch):
+    """Also where the step after their last one is of others."""
+    monkeypatch.setattr(module, "looks_ahead", lambda _: True)
+    with running(model, slots=8) as engine:
+        ids = streams(engine, 3)
+        for listener in [told(engine, id, Asking(max_tokens=n)) for id, n in zip(ids, (5, 6, 12), strict=True)]:
+            listener.wait()
+        assert engine.load()["slots"] == 3
+
+
+def test_frames_do_not_pay_for_tokens(model: Model, monkeypatch: pytest.MonkeyPatch):
+    """The time of a step that is waited for before frames is that of answers."""
+    charged: list[tuple[str, float]] = []
+    spent = Scheduler.spent
+    monkeypatch.setattr(module, "looks_ahead", lambda _: True)
+    monkeypatch.setattr(
+        Scheduler, "spent", lambda self, work, seconds: (charged.append((work, seconds)), spent(self, work, seconds))
+    )
+
+    def slow(x: Tensor) -> Callable[[], list[int]]:
+        def read() -> list[int]:
+            time.sleep(0.05)
+            return x.tolist()
+
+        return read
+
+    monkeypatch.setattr(module, "fetch", slow)
+    with running(model) as engine:
+        first, second = streams(engine, 2)
+        listener = told(engine, first, Asking(max_tokens=20))
+        watch(engine, second, [picture(50 + t) for t in range(4)], start=3)
+        listener.wait()
+    text = sum(seconds for work, seconds in charged if work == "text")
+    assert text >= 0.9 * 20 * 0.05
+    assert all(seconds < 0.05 for work, seconds in charged if work == "frames")

@@ -104,7 +104,7 @@ def test_frames_and_answers_share_the_time():
         step = made.next(now)
         assert step
         seconds = 0.2 if step.work == "frames" else 0.01
-        made.spent(step, seconds)
+        made.spent(step.work, seconds)
         spent[step.work] += seconds
         now += seconds
     assert spent["frames"] / sum(spent.values()) == pytest.approx(3 / 4, abs=0.02)
@@ -118,7 +118,7 @@ def test_rest_is_not_saved_up():
         made.lines["a"].add("frame", "kind", now)
         step = made.next(now)
         assert step
-        made.spent(step, seconds)
+        made.spent(step.work, seconds)
         return step.work
 
     assert {one(1.0) for _ in range(3600)} == {"frames"}

@@ -10,7 +10,7 @@ from helpers import assert_same_state, randomise
 from infinitevl import ops
 from infinitevl.engine.pool import Seat
 from infinitevl.engine.runner import Runner
-from infinitevl.model import graphs, modeling, pieces
+from infinitevl.model import graphs
 from infinitevl.model.fp8 import quantise
 from infinitevl.model.graphs import Graphs
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
@@ -72,8 +72,7 @@ def test_replays_are_the_same_kernels_one_by_one(dtype: str, monkeypatch: pytest
     for seed in range(FRAMES):
         replayed.see(picture(seed, WIDE))
     said = answer(replayed, remember=True)
-    for module in (graphs, modeling, pieces):
-        monkeypatch.setattr(module, "replays", lambda *_: False)
+    monkeypatch.setattr(graphs, "replays", lambda *_: False)
     for seed in range(FRAMES):
         stepped.see(picture(seed, WIDE))
     assert answer(stepped, remember=True) == said

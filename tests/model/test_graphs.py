@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers import RELATIVE, Model, assert_close, assert_same_state, randomise, text_ids, tiny_model
-from infinitevl.model import graphs, modeling, pieces
+from infinitevl.model import graphs, pieces
 from infinitevl.model.graphs import DESKS, Desk, Graphs, graphs_of, replays
 from infinitevl.model.linear import joined
 from infinitevl.model.pieces import AT_ONCE, PIECES, piece_of
@@ -110,8 +110,7 @@ def test_what_runs_beside_waits_for_its_last_result_to_be_read(kept: Graphs, mon
 
 
 def always_replays(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (graphs, modeling, pieces):
-        monkeypatch.setattr(module, "replays", lambda *_: True)
+    monkeypatch.setattr(graphs, "replays", lambda *_: True)
 
 
 def picture(seed: int) -> np.ndarray:
@@ -257,9 +256,10 @@ def test_a_graph_per_function_and_shape(model: Model, kept: Graphs):
 
 @pytest.mark.parametrize("made_in_inference", [False, True])
 def test_a_model_with_graphs_has_its_weights_side_by_side(made_in_inference: bool):
-    """Also one that did not come by `infinitevl.load`; it can be trained if it could."""
+    """Also one that did not come by `infinitevl.load`, where it is not to be trained; it still can be."""
     with torch.inference_mode(made_in_inference):
         model = tiny_model()
+    model.requires_grad_(False)
     parts = [(module, names) for module in model.modules() for names in getattr(module, "joint", ())]
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     with torch.inference_mode():
@@ -269,7 +269,26 @@ def test_a_model_with_graphs_has_its_weights_side_by_side(made_in_inference: boo
         assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
         model(text_ids(1, 5))
     if not made_in_inference:
+        model.requires_grad_(True)
         model(text_ids(1, 5)).logits.sum().backward()
+
+
+def test_weights_that_are_trained_share_no_storage(model: Model):
+    """Who saves them, as accelerate does, would leave out those that do."""
+    places = {value.untyped_storage().data_ptr() for value in model.parameters()}
+    with torch.inference_mode():
+        graphs_of(model)
+    assert {value.untyped_storage().data_ptr() for value in model.parameters()} == places
+    assert len(places) == len(list(model.parameters()))
+
+
+def test_packed_sequences_cannot_continue_a_state(kept: Graphs, monkeypatch: pytest.MonkeyPatch):
+    model, ids = tiny_model(), text_ids(1, 6)
+    model.graphs = kept
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    always_replays(monkeypatch)
+    with torch.no_grad(), pytest.raises(ValueError, match="packed sequences"):
+        model(ids, seq_idx=torch.tensor([[0, 0, 0, 1, 1, 1]]), use_cache=True)
 
 
 def test_a_cpu_needs_none(model: Model):
@@ -339,7 +358,7 @@ def test_many_rows_are_put_in_by_shorter_pieces(kept: Graphs, monkeypatch: pytes
         return x
 
     always_replays(monkeypatch)
-    monkeypatch.setattr(pieces, "run", lambda model, key, put, *inputs, state: put(state, *inputs))
+    monkeypatch.setattr(graphs, "run", lambda model, key, put, *inputs, state: put(state, *inputs))
     for rows, time in ((1, 2100), (64, 300), (2 * AT_ONCE, 2)):
         x, lengths = torch.zeros(rows, time), torch.full((rows,), time)
         starts = [start for start, _ in pieces.in_pieces(None, None, "put", put, (x,), lengths)]

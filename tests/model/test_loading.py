@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import infinitevl
 from infinitevl.errors import InfiniteVLError
-from infinitevl.model import loading
+from infinitevl.model import loading, modeling
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration as Model
 from infinitevl.model.random_model import random_model, write_random_checkpoint
 
@@ -46,8 +46,14 @@ def test_it_is_the_model_that_was_written(checkpoint: Path):
 def test_the_model_is_for_one_device(checkpoint: Path, device_map: object):
     model = Model.from_pretrained(checkpoint, device_map=device_map)
     assert len({value.device for value in model.parameters()}) == 1
-    with pytest.raises(ValueError, match="device_map names 2 devices: the model is for one"):
-        Model.from_pretrained(checkpoint, device_map={"model": 0, "lm_head": "cpu"})
+    for other in (0, "cuda", "disk"):
+        with pytest.raises(ValueError, match="device_map names 2 devices: the model is for one"):
+            Model.from_pretrained(checkpoint, device_map={"model": other, "lm_head": "cpu"})
+
+
+def test_a_device_has_several_names():
+    named = {"a": 0, "b": "cuda:0", "c": "cuda", "d": torch.device("cuda", 0)}
+    assert modeling._on_one_device(named) is named
 
 
 def test_the_auto_classes(checkpoint: Path):

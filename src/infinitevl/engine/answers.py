@@ -27,7 +27,7 @@ class Ahead:
 
 
 def looks_ahead(model: InfiniteVLForConditionalGeneration) -> bool:
-    """Whether what it is told is done later, so that a step can be told before the one before it has ended."""
+    """Whether a step is launched without waiting for it, as on a GPU, so that the next one can be launched at once."""
     return model.device.type == "cuda"
 
 
@@ -70,7 +70,7 @@ class Answers:
         log.exception("answers failed")
         for answer in answers:
             if answer.id in self._going:
-                self._end(answer, "error", (str(error) or type(error).__name__).splitlines()[0])
+                self._end(answer, "error", _line(error))
 
     def prefill(self, answers: Sequence[Answer]) -> None:
         """The next piece of some prompts; the first token of those that are whole then."""
@@ -96,6 +96,8 @@ class Answers:
         samplings = [answer.writer.sampling for answer in answers]
         chosen = self._runner.write([answer.prefill.seat for answer in answers], tokens, samplings)
         self._ahead = Ahead(answers, chosen, fetch(chosen))
+        for answer in answers:
+            answer.token = None
         self._observe("batch_decode", len(answers))
         if before:
             self._tell(before, fed=True)
@@ -115,8 +117,11 @@ class Answers:
             self.fail(ahead.answers, error)
             return
         for answer, token in zip(ahead.answers, tokens, strict=False):  # then those of rows that rest
-            if answer.id in self._going:
-                self._put(answer, token, fed)
+            try:
+                if answer.id in self._going:
+                    self._put(answer, token, fed)
+            except Exception as error:
+                self.fail([answer], error)
 
     def _put(self, answer: Answer, token: int, fed: bool = False) -> None:
         """Tell the text of the token that was chosen, end where it ends."""
@@ -136,10 +141,14 @@ class Answers:
         """Let go of everything of an answer, and tell its end."""
         del self._going[answer.id]
         self._scheduler.forget(answer)
-        if answer.remember and answer.watched:
-            self._remember(answer, answer.watched)
-        else:
-            self._runner.pool.release(answer.prefill.seat)
+        try:
+            if answer.remember and answer.watched:
+                self._remember(answer, answer.watched)
+            else:
+                self._runner.pool.release(answer.prefill.seat)
+        except Exception as failed:  # its end is told all the same
+            log.exception("the end of an answer failed")
+            reason, error = "error", _line(failed)
         seconds = monotonic() - answer.asked
         self._observe("answers_failed" if reason == "error" else "answers", 1)
         self._observe("answer_seconds", seconds)
@@ -150,11 +159,17 @@ class Answers:
     def _remember(self, answer: Answer, watched: Watched) -> None:
         """What was chosen becomes part of the stream; frames may follow."""
         prefill = answer.prefill
-        if prefill.done:  # else nothing of it is in
-            while prefill.done < prefill.prompt.length:
-                self._runner.prefill([prefill], [answer.writer.sampling])
-            if answer.token is not None:
-                self._runner.write([prefill.seat], [answer.token], [answer.writer.sampling])
-            watched.session.stats.tokens += prefill.done + answer.writer.tokens
-            watched.dirty = True
-        watched.line.held = False
+        try:
+            if prefill.done:  # else nothing of it is in
+                while prefill.done < prefill.prompt.length:
+                    self._runner.prefill([prefill], [answer.writer.sampling])
+                if answer.token is not None:
+                    self._runner.write([prefill.seat], [answer.token], [answer.writer.sampling])
+                watched.session.stats.tokens += prefill.done + answer.writer.tokens
+                watched.dirty = True
+        finally:
+            watched.line.held = False
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

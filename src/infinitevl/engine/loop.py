@@ -131,7 +131,7 @@ class Loop:
     def _compute(self, step: Step[Answer, Frame]) -> None:
         began = monotonic()
         if not step.decode:
-            self.answers.settle()
+            began = self._settle(began)
         if step.frames:
             self._watch(self._at_hand(step))
         elif step.prefill:
@@ -140,9 +140,17 @@ class Loop:
             self._advance(self.answers.write, step.decode)
         seconds = monotonic() - began
         with self.ready:
-            self.scheduler.spent(step, seconds)
+            self.scheduler.spent(step.work, seconds)
             self.ready.notify_all()
         self._observe("step_seconds", seconds)
+
+    def _settle(self, began: float) -> float:
+        """Tell what a step of tokens has chosen, which is done in their time; when that had ended."""
+        self.answers.settle()
+        ended = monotonic()
+        with self.ready:
+            self.scheduler.spent("text", ended - began)
+        return ended
 
     def _advance(self, work: Callable[[list[Answer]], None], answers: list[Answer]) -> None:
         try:

@@ -107,8 +107,8 @@ class Scheduler(Generic[Job, Item]):
         self.writing.extend(turn)  # those that were not served come first next time
         return Step("text", decode=turn)
 
-    def spent(self, step: Step[Job, Item], seconds: float) -> None:
-        self._shares.charge(step.work, seconds)
+    def spent(self, work: Work, seconds: float) -> None:
+        self._shares.charge(work, seconds)
 
     def forget(self, job: Job) -> None:
         """An answer ended."""

@@ -96,10 +96,12 @@ def takes_slots(model: Any) -> bool:
 
 
 def graphs_of(model: Any) -> "Graphs":
-    """Those of a model; the first time its weights are laid side by side, however it was loaded and moved here."""
+    """Those of a model; with the first, weights that are not to be trained are laid side by side: who saves those
+    that are may not know tensors that share storage."""
     with _making:
         if model.graphs is None:
-            join(model)
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                join(model)
             model.graphs = Graphs()
         return model.graphs
 

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from infinitevl.model import graphs
 from infinitevl.model.configuration import InfiniteVLConfig
 from infinitevl.model.decoder import Decoder
 from infinitevl.model.generation import StateGenerationMixin
-from infinitevl.model.graphs import replays
 from infinitevl.model.layers import GatedDeltaNet, RMSNorm, ShortConvolution
 from infinitevl.model.linear import Linear
 from infinitevl.model.pieces import in_pieces
@@ -77,8 +77,9 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> "InfiniteVLForConditionalGeneration":
-        """As in transformers. Safetensors only; older prefixes of the tensor names are accepted. A `device_map` that
-        spreads parts by itself ("auto") is the first device; ValueError for one that names several."""
+        """As in transformers. Safetensors only; older prefixes of the tensor names are accepted. The model is for one
+        device: a `device_map` of "auto" is the first GPU, or the CPU; ValueError for one that names several. Frames
+        are fastest after `requires_grad_(False)`, as `infinitevl.load` gives the model: weights lie side by side."""
         kwargs = {"key_mapping": OLD_NAMES, **kwargs, "use_safetensors": True}
         if kwargs.get("device_map") is not None:
             kwargs["device_map"] = _on_one_device(kwargs["device_map"])
@@ -164,12 +165,16 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
         (`get_rope_index`; text goes on where the state is); attention_mask: [B, T] or [B, past + T], 0 at padding,
         anywhere in a row; past_key_values: the state, advanced in place (allocated when use_cache is set);
         labels: [B, T], -100 where there is no loss; logits_to_keep: the last n tokens (0: all), or their indices;
-        seq_idx: [B, T] packed sequences; mm_token_type_ids: [B, T], 0 at text, needed only with inputs_embeds.
+        seq_idx: [B, T] packed sequences, without a state; mm_token_type_ids: [B, T], 0 at text, needed only with
+        inputs_embeds. On a GPU, without gradients, a state and its tokens replay CUDA graphs: hooks of layers run only
+        when one is captured, and adapters are those of then, unless hidden states are asked for.
         """
         embeds = self._embed(
             input_ids, inputs_embeds, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw
         )
         batch, time = embeds.shape[:2]
+        if use_cache and past_key_values is None:
+            past_key_values = self.allocate_state(batch)
         if past_key_values is not None:
             self.model.language_model.check_state(embeds, past_key_values, seq_idx)
         mask = None if attention_mask is None else attention_mask[:, -time:].to(embeds.device)
@@ -179,8 +184,6 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
             grids = (image_grid_thw, video_grid_thw, second_per_grid_ts)
             position_ids, deltas = self._positions(input_ids, vision, mask, past_key_values, seq_idx, *grids)
         positions = position_ids.to(embeds.device).expand(3, batch, time)
-        if use_cache and past_key_values is None:
-            past_key_values = self.allocate_state(batch)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         hidden: list[Tensor] | None = [] if wanted else None
         x = self._decode(embeds, positions, vision, mask, seq_idx, past_key_values, hidden)
@@ -271,9 +274,9 @@ class InfiniteVLForConditionalGeneration(PreTrainedModel, StateGenerationMixin):
         state: State | None,
         hidden: list[Tensor] | None,
     ) -> Tensor:
-        """Into a state, without gradients, replayed on a GPU: prompts and tokens, as `generate` gives them."""
+        """The decoder; into a state, without gradients and hidden states, in pieces that graphs replay on a GPU."""
         decoder = self.model.language_model
-        if state is None or hidden is not None or torch.is_grad_enabled() or not replays(self, state):
+        if state is None or hidden is not None or torch.is_grad_enabled() or not graphs.replays(self, state):
             return decoder(embeds, positions, vision, lengths, seq_idx, state, hidden)
 
         def put(state: State, embeds: Tensor, positions: Tensor, vision: Tensor, *lengths: Tensor) -> Tensor:
@@ -340,8 +343,11 @@ def _on_one_device(device_map: Any) -> Any:
     """A state lies on one device, and so does the model."""
     if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
         return {"": "cuda:0" if torch.cuda.is_available() else "cpu"}
-    if isinstance(device_map, dict) and len(set(device_map.values())) > 1:
-        raise ValueError(f"device_map names {len(set(device_map.values()))} devices: the model is for one")
+    named = device_map.values() if isinstance(device_map, dict) else ()
+    devices = {f"cuda:{name}" if isinstance(name, int) else str(name) for name in named}
+    devices = {"cuda:0" if name == "cuda" else name for name in devices}
+    if len(devices) > 1:
+        raise ValueError(f"device_map names {len(devices)} devices: the model is for one")
     return device_map
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infinitevl.model.graphs import replays, run
+from infinitevl.model import graphs
 from infinitevl.model.state import State
 
 PIECES = (1, 8, 16, 32, 64, 128, 256, 512, 1024)  # tokens of a row
@@ -18,19 +18,19 @@ def in_pieces(
 ) -> Iterator[tuple[int, Tensor]]:
     """put(state, *inputs, lengths) of all that inputs [B, T, ...] hold; where graphs replay it, piece after piece.
 
-    lengths: [B] real tokens of each row, then padding; `put` is given none where they are all of a piece's.
-    name: of `put`, as in `graphs.run`. Yields where a piece begins, and what came of it, whose inputs may have padding
-    of their own at the end.
+    lengths: [B] real tokens of each row, then padding. On the host, `put` is given none of a piece that they fill.
+    name: of `put`, as in `graphs.run`. Yields where each piece begins in T, and its result; the last piece may be
+    longer than what is left of T.
     """
     rows, total = inputs[0].shape[:2]
-    replayed = replays(model, state)
+    replayed = graphs.replays(model, state)
     longest = max((n for n in PIECES if n * rows <= AT_ONCE), default=PIECES[0]) if replayed else total
     for start in range(0, total, longest):
         piece = piece_of(min(longest, total - start)) if replayed else total
         parts = [_padded(x[:, start : start + piece], piece) for x in inputs]
         here = (lengths - start).clamp(0, piece)
         ragged = here.is_cuda or bool((here < piece).any())  # reading it costs nothing on the host
-        yield start, run(model, (name, ragged), put, *parts, *([here] if ragged else []), state=state)
+        yield start, graphs.run(model, (name, ragged), put, *parts, *([here] if ragged else []), state=state)
 
 
 def piece_of(length: int) -> int:
