@@ -15,7 +15,7 @@ from typing import Any
 from gpu_graphs import CUDA, SIDE, made
 from harness import report
 from infinitevl.benchmark.measure import QUESTION, random_frames
-from infinitevl.benchmark.stream import endless_answers
+from infinitevl.benchmark.stream import endless_answers, move_state_on
 from infinitevl.engine.engine import Engine
 from infinitevl.engine.types import Answered, Asking, Budget
 from infinitevl.machine import machine
@@ -45,8 +45,7 @@ def opened(engine: Engine, count: int) -> list[str]:
         engine.push(id, frame, 0.0, seen)
     seen.wait()
     text = engine.model.config.text_config
-    for counter in ("count", "position", "base"):
-        getattr(engine._pool.state, counter).add_(text.sliding_window + text.attention_sinks)
+    move_state_on(engine._pool.state, text.sliding_window + text.attention_sinks)
     return ids
 
 

@@ -1,9 +1,9 @@
 """Tokens that are read when the next step is under way: the answers, and the streams, of tokens read at once."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from helpers import RELATIVE, assert_same_state
 from infinitevl.engine import answers as module
+from infinitevl.engine import loop
 from infinitevl.engine.answers import Answers
 from infinitevl.engine.engine import Engine
 from infinitevl.engine.runner import Runner
@@ -55,6 +56,38 @@ def told_apart(answer: Answered) -> tuple[Any, ...]:
 
 def states(engine: Engine, ids: list[str]) -> list[State]:
     return [engine._pool.read(engine._streams[id].seat) for id in ids]
+
+
+def failing(message: str) -> Callable[..., Any]:
+    def fail(*_: Any) -> None:
+        raise RuntimeError(message)
+
+    return fail
+
+
+def at_step(number: int, act: Callable[[], object]) -> Callable[..., Tensor]:
+    """`Runner.write`; before it is called for the n-th time, something is done."""
+    write, steps = Runner.write, count(1)
+
+    def written(*given: Any) -> Tensor:
+        if next(steps) == number:
+            act()
+        return write(*given)
+
+    return written
+
+
+def fetching(act: Callable[[], object]) -> Callable[[Tensor], Callable[[], list[int]]]:
+    """`fetch`; before tokens are read, something is done."""
+
+    def fetch(x: Tensor) -> Callable[[], list[int]]:
+        def read() -> list[int]:
+            act()
+            return x.tolist()
+
+        return read
+
+    return fetch
 
 
 def chosen(model: Model, monkeypatch: pytest.MonkeyPatch) -> tuple[list[list[int]], list[str]]:
@@ -107,20 +140,17 @@ def test_answers_that_end_as_they_do(model: Model, monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("reading")
 def test_cancelled_between_two_steps(model: Model, monkeypatch: pytest.MonkeyPatch, step: int):
     """What was told is in the stream, once."""
-    write, steps, names, asked = Runner.write, [0], list[str](), threading.Event()
+    names, asked = list[str](), threading.Event()
 
-    def cancelling(*given: Any) -> Tensor:
-        steps[0] += 1
-        if steps[0] == step:
-            assert asked.wait(60)
-            engine.cancel(names[0])
-        return write(*given)
+    def cancel() -> None:
+        assert asked.wait(60)
+        engine.cancel(names[0])
 
     with running(model) as engine:
         [id] = streams(engine, 1)
         before = engine.look(id).tokens
         with monkeypatch.context() as patched:
-            patched.setattr(Runner, "write", cancelling)
+            patched.setattr(Runner, "write", at_step(step, cancel))
             listener = Listener()
             names.append(engine.ask(id, "What is it?", Asking(max_tokens=14, remember=True), listener))
             asked.set()
@@ -136,15 +166,8 @@ class Written:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, ahead: bool) -> None:
         self.log: list[str] = []
         monkeypatch.setattr(module, "looks_ahead", lambda _: ahead)
-        monkeypatch.setattr(module, "fetch", self._fetch)
+        monkeypatch.setattr(module, "fetch", fetching(lambda: self.log.append("read")))
         monkeypatch.setattr(Runner, "write", self._write(Runner.write))
-
-    def _fetch(self, x: Tensor) -> Callable[[], list[int]]:
-        def read() -> list[int]:
-            self.log.append("read")
-            return x.tolist()
-
-        return read
 
     def _write(self, write: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def written(*given: Any) -> Tensor:
@@ -197,32 +220,16 @@ def test_a_step_that_fails_ends_its_answers(model: Model, monkeypatch: pytest.Mo
     with running(model) as engine:
         first, second = streams(engine, 2)
         expected = told(engine, first, LONG).wait().text
-        write, steps = Runner.write, [0]
-
-        def failing(*given: Any) -> Tensor:
-            steps[0] += 1
-            if steps[0] == 3:
-                raise RuntimeError("out of memory")
-            return write(*given)
-
-        monkeypatch.setattr(Runner, "write", failing)
-        failed = [told(engine, id, LONG) for id in (first, second)]
-        assert {listener.wait().reason for listener in failed} <= {"error", "length"}
-        assert "error" in {listener.wait().reason for listener in failed}
-        monkeypatch.setattr(Runner, "write", write)
+        with monkeypatch.context() as patched:
+            patched.setattr(Runner, "write", at_step(3, failing("out of memory")))
+            failed = [told(engine, id, LONG) for id in (first, second)]
+            assert {listener.wait().reason for listener in failed} <= {"error", "length"}
+            assert "error" in {listener.wait().reason for listener in failed}
         assert told(engine, first, LONG).wait().text == expected
-
-        def broken(x: Tensor) -> Callable[[], list[int]]:
-            def read() -> list[int]:
-                raise RuntimeError("the device is gone\nand more")
-
-            return read
-
-        fetch = module.fetch
-        monkeypatch.setattr(module, "fetch", broken)
-        end = told(engine, first, LONG).wait()
-        assert (end.reason, end.error) == ("error", "the device is gone")
-        monkeypatch.setattr(module, "fetch", fetch)
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "fetch", fetching(failing("the device is gone\nand more")))
+            end = told(engine, first, LONG).wait()
+            assert (end.reason, end.error) == ("error", "the device is gone")
         assert told(engine, first, LONG).wait().text == expected
         assert engine.load()["answers"] == 0
 
@@ -231,19 +238,11 @@ def test_a_step_that_fails_ends_its_answers(model: Model, monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("reading")
 def test_what_failed_is_in_the_stream_once(model: Model, monkeypatch: pytest.MonkeyPatch, step: int):
     """An answer that is remembered, when a step fails."""
-    write, steps = Runner.write, [0]
-
-    def failing(*given: Any) -> Tensor:
-        steps[0] += 1
-        if steps[0] == step:
-            raise RuntimeError("out of memory")
-        return write(*given)
-
     with running(model) as engine:
         [id] = streams(engine, 1)
         before = engine.look(id).tokens
         with monkeypatch.context() as patched:
-            patched.setattr(Runner, "write", failing)
+            patched.setattr(Runner, "write", at_step(step, failing("out of memory")))
             end = told(engine, id, Asking(max_tokens=9, remember=True)).wait()
         assert end.reason == "error"
         watch(engine, id, [picture(77)], start=3)  # it is held no more
@@ -254,18 +253,14 @@ def test_what_failed_is_in_the_stream_once(model: Model, monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("reading")
 def test_an_end_that_fails_is_told(model: Model, monkeypatch: pytest.MonkeyPatch):
     """The stream is held no more, and the engine goes on; so it does where a text cannot be told."""
-
-    def failing(*_: Any) -> None:
-        raise RuntimeError("no more memory")
-
     with running(model) as engine:
         [id] = streams(engine, 1)
         with monkeypatch.context() as patched:
-            patched.setattr(Answers, "_remember", failing)
+            patched.setattr(Answers, "_remember", failing("no more memory"))
             end = told(engine, id, Asking(max_tokens=2, remember=True)).wait()
         assert (end.reason, end.error) == ("error", "no more memory")
         with monkeypatch.context() as patched:
-            patched.setattr(TextPieces, "push", failing)
+            patched.setattr(TextPieces, "push", failing("no more memory"))
             end = told(engine, id, Asking(max_tokens=6)).wait()
         assert (end.reason, end.error) == ("error", "no more memory")
         assert told(engine, id, Asking(max_tokens=3)).wait().reason == "length"
@@ -282,27 +277,19 @@ def test_seats_of_answers_that_ended_are_free(model: Model, monkeypatch: pytest.
 
 
 def test_frames_do_not_pay_for_tokens(model: Model, monkeypatch: pytest.MonkeyPatch):
-    """The time of a step that is waited for before frames is that of answers."""
+    """The time of a step that is waited for before frames is that of answers; by a clock that moves only meanwhile."""
     charged: list[tuple[str, float]] = []
-    spent = Scheduler.spent
+    spent, waits, steps = Scheduler.spent, count(1), [0]
     monkeypatch.setattr(module, "looks_ahead", lambda _: True)
+    monkeypatch.setattr(loop, "monotonic", lambda: float(steps[0]))
+    monkeypatch.setattr(module, "fetch", fetching(lambda: steps.__setitem__(0, next(waits))))
     monkeypatch.setattr(
         Scheduler, "spent", lambda self, work, seconds: (charged.append((work, seconds)), spent(self, work, seconds))
     )
-
-    def slow(x: Tensor) -> Callable[[], list[int]]:
-        def read() -> list[int]:
-            time.sleep(0.05)
-            return x.tolist()
-
-        return read
-
-    monkeypatch.setattr(module, "fetch", slow)
     with running(model) as engine:
         first, second = streams(engine, 2)
-        listener = told(engine, first, Asking(max_tokens=20))
+        listener = told(engine, first, Asking(max_tokens=200))
         watch(engine, second, [picture(50 + t) for t in range(4)], start=3)
         listener.wait()
-    text = sum(seconds for work, seconds in charged if work == "text")
-    assert text >= 0.9 * 20 * 0.05
-    assert all(seconds < 0.05 for work, seconds in charged if work == "frames")
+    assert sum(seconds for work, seconds in charged if work == "text") == 199  # the first came with the prompt
+    assert {seconds for work, seconds in charged if work == "frames"} == {0.0}

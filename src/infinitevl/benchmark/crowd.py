@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from infinitevl.benchmark.measure import random_frames
+from infinitevl.benchmark.stream import move_state_on
 from infinitevl.benchmark.work import Costs
 from infinitevl.engine.pool import Seat
 from infinitevl.engine.runner import Runner
@@ -41,8 +42,7 @@ def crowds(
     runner, seats = Runner(model, slots), [Seat() for _ in range(slots)]
     see = _watching(runner, seats[:frames], side)
     see()
-    for counter in ("count", "position", "base"):
-        getattr(runner.pool.state, counter).add_(text.sliding_window + text.attention_sinks)
+    move_state_on(runner.pool.state, text.sliding_window + text.attention_sinks)
     context, patches = text.sliding_window, side // model.config.vision_config.patch_size
     work = costs.together(costs.frame((patches, patches), context), frames, vision=True)
     told = costs.together(costs.token(context), tokens, vision=False)

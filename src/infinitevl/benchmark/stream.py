@@ -9,6 +9,7 @@ import numpy as np
 from infinitevl.benchmark.measure import QUESTION, Tell
 from infinitevl.benchmark.work import Costs
 from infinitevl.model.modeling import InfiniteVLForConditionalGeneration
+from infinitevl.model.state import State
 from infinitevl.streaming.stream import Stream
 
 
@@ -97,10 +98,15 @@ def move_on(stream: Stream, tokens: int) -> None:
 
     What is remembered stays as it is, further in the past than it was: other answers, the same work.
     """
-    for counter in (stream.state.count, stream.state.position, stream.state.base):
-        counter.add_(tokens)
-    stream.state.bound += tokens
+    move_state_on(stream.state, tokens)
     stream.session.stats.tokens += tokens
+
+
+def move_state_on(state: State, tokens: int) -> None:
+    """The same for every row of a state."""
+    for counter in (state.count, state.position, state.base):
+        counter.add_(tokens)
+    state.bound += tokens
 
 
 @contextmanager
